@@ -1,0 +1,1 @@
+"""What a subnet will be worth."""

@@ -1,0 +1,1 @@
+"""Which subnets to keep."""

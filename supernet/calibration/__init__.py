@@ -1,0 +1,1 @@
+"""Make one subnet right without training it."""

@@ -1,0 +1,1 @@
+"""Modules with several sizes or precisions, and the SuperNet made of them."""

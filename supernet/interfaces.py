@@ -1,0 +1,152 @@
+"""The protocols of the house, in one file: who calls what, when, with which shapes.
+
+Values (`NumberFormat`, `QuantConfig`, ...) live in `supernet.config`; here is what has behaviour. Classes need not inherit from these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from supernet.cost import Factors
+from supernet.space import Dimension, Indices
+
+Batch = tuple[Float[Tensor, "n c h w"], Int[Tensor, " n"]]
+
+
+@runtime_checkable
+class ElasticModule(Protocol):
+    """A module that contributes dimensions to the search space under its own path."""
+
+    def dimensions(self, prefix: str) -> list[Dimension]:
+        """The dimensions of this module, named `<prefix>.<what>`."""
+        ...
+
+
+@runtime_checkable
+class Task(Protocol):
+    """Data, loss and metric of one kind of problem. Four parts, no leaks:
+
+    weights learn on `train`; BatchNorm on `recalibrate` (fixed training images, not augmented); pairs, `tell`, re-evaluation and parity
+    debugging use `select`; `test` is read once, by export and report.
+    """
+
+    name: str
+    n_classes: int
+    in_channels: int
+
+    def example(self) -> Float[Tensor, "1 c h w"]:
+        """One normalised input, to trace and count with."""
+        ...
+
+    def train(self, rng: np.random.Generator) -> Iterator[Batch]:
+        """One epoch of shuffled, augmented batches; the same generator state gives the same epoch."""
+        ...
+
+    def steps_per_epoch(self) -> int:
+        """Number of batches of one epoch."""
+        ...
+
+    def recalibrate(self, n: int | None = None) -> Sequence[Float[Tensor, "n c h w"]]:
+        """Batches of the first n recalibration images (None: all)."""
+        ...
+
+    def select(self, n: int | None = None) -> Iterable[Batch]:
+        """Batches of the first n images of the select part, in fixed order."""
+        ...
+
+    def test(self, n: int | None = None) -> Iterable[Batch]:
+        """Batches of the first n images of the test part, in fixed order."""
+        ...
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Float[Tensor, ""]:
+        """The training loss of one batch."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """Sizes of the parts, classes and normalisation, for cards and reports."""
+        ...
+
+
+@runtime_checkable
+class Sampler(Protocol):
+    """Decides which subnets a training step runs. The loop calls `ask` once a step, and `tell` where `feedback` asks for it.
+
+    Attributes:
+        feedback: "none"; "train_loss": told after each step; "select_loss": told every `every` steps with losses on select.
+        every: steps between two `tell` of "select_loss".
+    """
+
+    feedback: Literal["none", "train_loss", "select_loss"]
+    every: int
+
+    def ask(self, n: int, rng: np.random.Generator) -> Indices:
+        """[n, d] canonical, admissible rows; the same generator state and history give the same rows."""
+        ...
+
+    def tell(self, indices: Indices, scores: NDArray[np.float64], step: int, total_steps: int) -> None:
+        """Losses [n] of rows [n, d] that were asked for."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything `ask` depends on besides the generator, as plain Python and arrays."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state_dict` was taken."""
+        ...
+
+
+class SearchAlgorithm(Sampler, Protocol):
+    """A sampler that also keeps the best of what it was told."""
+
+    def front(self) -> tuple[Indices, NDArray[np.float64]]:
+        """Non-dominated rows [n, d] and their objectives [n, m]."""
+        ...
+
+
+@runtime_checkable
+class Predictor(Protocol):
+    """What a subnet will be worth; higher is better. Inactive genes have no influence."""
+
+    def fit(self, indices: Indices, scores: NDArray[np.float64]) -> None:
+        """Learn from measured scores [n] of rows [n, d]."""
+        ...
+
+    def predict(self, indices: Indices) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Mean [n] and standard deviation [n] of the score of rows [n, d]."""
+        ...
+
+
+class Sensitivity(Protocol):
+    """What each choice costs in quality, as a sum of tables (higher is worse)."""
+
+    def __call__(self, net: Any, batches: Iterable[Tensor]) -> Factors:
+        """Measure `net` (a SuperNet) on input batches."""
+        ...
+
+
+class Calibrator(Protocol):
+    """Makes one subnet right without training it."""
+
+    def __call__(self, model: nn.Module, batches: Iterable[Tensor]) -> None:
+        """Adapt `model` in place from input batches."""
+        ...
+
+
+class Exporter(Protocol):
+    """Writes a materialised subnet to a file of one kind, and proves that the file computes the same."""
+
+    def export(self, model: nn.Module, example: Tensor, path: Path) -> Path:
+        """Write the file; nothing half-written stays behind."""
+        ...
+
+    def verify(self, path: Path, model: nn.Module, batches: Iterable[Batch]) -> dict[str, Any]:
+        """Run the file beside the model; figures and a verdict."""
+        ...

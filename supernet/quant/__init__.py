@@ -1,0 +1,1 @@
+"""Scales, straight-through gradients and the Quantizer."""

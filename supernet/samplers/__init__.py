@@ -1,0 +1,1 @@
+"""Which subnets to train now: one rule per file."""
