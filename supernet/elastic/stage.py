@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from supernet.space import Dimension
+
 
 class Stage(nn.Sequential):
     """Blocks of which only the first `depth` run.
@@ -29,3 +31,8 @@ class Stage(nn.Sequential):
         for block in list(self)[: self.depth]:
             x = block(x)
         return x
+
+    def dimensions(self, prefix: str) -> list[Dimension]:
+        """`<prefix>.depth`, if there is anything to choose."""
+        depths = tuple(range(self.min_depth, len(self) + 1))
+        return [Dimension(f"{prefix}.depth", depths)] if len(depths) > 1 else []

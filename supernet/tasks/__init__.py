@@ -1,1 +1,1 @@
-"""Data, loss, metrics and example input of one kind of problem per file."""
+"""One kind of problem per file (data, loss, metrics, example input); one source of images per file; augmentation."""

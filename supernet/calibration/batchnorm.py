@@ -1,0 +1,65 @@
+"""BatchNorm statistics of one subnet: a shared supernet has none that fit any single subnet, so each is measured before it is judged.
+
+Statistics are reset and become the cumulative mean over the recalibration batches (Yu et al., BigNAS, ECCV 2020); EQ-Net does not reset and
+takes a moving average, which keeps a part of what other subnets left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+def norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+    """All BatchNorm layers of a model that track statistics."""
+    return [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+
+
+@torch.no_grad()
+def recalibrate(model: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Set the statistics of every BatchNorm to the mean over `batches`; all else runs as in evaluation, and nothing learns.
+
+    Args:
+        model: a module, or a supernet with the wanted subnet active.
+        batches: inputs [n, ...], at least one.
+
+    Raises:
+        ValueError: no batches.
+    """
+    layers = norms(model)
+    modes = [(m, m.training) for m in model.modules()]
+    momenta = [layer.momentum for layer in layers]
+    seen = 0
+    try:
+        model.eval()
+        for layer in layers:
+            layer.reset_running_stats()
+            layer.momentum = None
+            layer.training = True
+        for batch in batches:
+            model(batch)
+            seen += 1
+    finally:
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
+        for module, mode in modes:
+            module.training = mode
+    if not seen:
+        raise ValueError("BatchNorm recalibration needs at least one batch; raise the number of recalibration images above 0")
+
+
+@contextmanager
+def recalibrated(model: nn.Module, batches: Iterable[Tensor]) -> Iterator[nn.Module]:
+    """Inside, the statistics are those of the active subnet on `batches`; afterwards the old ones are back, also after an error."""
+    layers = norms(model)
+    before = [{name: buffer.clone() for name, buffer in layer.named_buffers(recurse=False)} for layer in layers]
+    try:
+        recalibrate(model, batches)
+        yield model
+    finally:
+        for layer, buffers in zip(layers, before, strict=True):
+            for name, buffer in buffers.items():
+                getattr(layer, name).copy_(buffer)

@@ -1,0 +1,218 @@
+"""The Quantizer: one tensor, several ways to quantize it, and which one is active is data.
+
+Every choice has its learned steps in one flat bank; a choice-indexed table says which entry of the bank each channel uses, so that
+per-tensor, per-channel and any later block shape run the same code. The active choice arrives as one row of an int64 table that is *bound*, never
+written: filling a buffer in place would break the backward of a subnet run before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from supernet.config import PerTensor, QuantConfig
+from supernet.formats.integer import Integer
+from supernet.quant.ranges import order_statistics, start_values
+from supernet.quant.ste import FakeQuantize, RoundThrough, ScaleGradient, TableQuantize, encode, nearest_level
+
+FIELDS = ("choice", "low", "high", "asymmetric", "bypass")
+SAMPLES_PER_ROW = 16384
+ELEMENTS_PER_TENSOR = 1 << 16
+
+
+class Quantizer(nn.Module):
+    """Fake-quantizes a tensor with the active one of its choices; scales (and zero-points) are learned for each.
+
+    Args:
+        choices: the ways to quantize, at least one.
+        channels: entries along axis 0 that have scales of their own under per-channel choices (activations: 1).
+        weight: True for weights (channels on axis 0); False for activations (one scale, axis 0 is the batch).
+        bypass: choices with at least this many bits pass the input through: it already sits on a grid of that many bits (0: never).
+
+    Attributes:
+        scale: [T] learned steps of all choices, positive.
+        zero_point: [T] learned zero-points before rounding, 0 where symmetric.
+        row: [5] int64, the bound choice: index, lowest and highest code, asymmetric?, bypass?
+        enabled: False makes it the identity (float reference, calibration).
+    """
+
+    row: Tensor
+    index: Tensor
+    levels: Tensor
+    bounds: Tensor
+
+    def __init__(self, choices: Sequence[QuantConfig], channels: int = 1, weight: bool = False, bypass: int = 0) -> None:
+        super().__init__()
+        self.choices, self.channels, self.weight, self.bypass = tuple(choices), channels, weight, bypass
+        self.integer = all(isinstance(c.format, Integer) for c in self.choices)
+        if not self.integer and any(not c.symmetric for c in self.choices if not isinstance(c.format, Integer)):
+            raise ValueError(f"a zero-point needs an integer grid; make these symmetric: {[str(c) for c in self.choices if not c.symmetric]}")
+        sizes = [1 if isinstance(c.granularity, PerTensor) else channels for c in self.choices]
+        starts = [sum(sizes[:k]) for k in range(len(sizes))]
+        self.spans = list(zip(starts, sizes, strict=True))
+        self.scale = nn.Parameter(torch.ones(sum(sizes)))
+        self.zero_point = nn.Parameter(torch.zeros(sum(sizes)))
+        index = [torch.arange(channels) + s if n > 1 else torch.full((channels,), s) for s, n in self.spans]
+        self.register_buffer("index", torch.stack(index), persistent=False)
+        self.register_buffer("signed", torch.tensor(True))
+        self.unsigned, self.enabled = False, True
+        self.register_buffer("row", torch.zeros(len(FIELDS), dtype=torch.int64), persistent=False)
+        self.set_unsigned(False)
+
+    # -- which grid ------------------------------------------------------------------------------------------------------------
+    def fields(self, choice: int) -> list[int]:
+        """The table row of one choice: see FIELDS."""
+        return self._rows[choice]
+
+    def _fields(self, choice: int) -> list[int]:
+        low, high = self.limits(choice)
+        config = self.choices[choice]
+        bypass = bool(self.bypass) and config.bits >= self.bypass
+        return [choice, int(low), int(high), int(not config.symmetric), int(bypass)]
+
+    def limits(self, choice: int) -> tuple[float, float]:
+        """Lowest and highest code of one choice; codes start at 0 where the tensor is never negative."""
+        config = self.choices[choice]
+        if self.unsigned and isinstance(config.format, Integer):
+            return 0.0, float(2**config.bits - 1)
+        levels = config.format.levels(config.symmetric)
+        return levels[0], levels[-1]
+
+    def _tabulate(self) -> None:
+        """Tables for grids that are not all integer: levels and tie-aware midpoints of each choice, padded to one length."""
+        grids = []
+        for k, config in enumerate(self.choices):
+            low, high = self.limits(k)
+            integer = isinstance(config.format, Integer)
+            grids.append(torch.arange(low, high + 1) if integer else torch.tensor(config.format.levels(config.symmetric)))
+        most = max(len(g) for g in grids)
+        levels = torch.stack([torch.cat([g, g[-1:].expand(most - len(g))]) for g in grids])
+        bounds = torch.stack([torch.cat([_bounds(g), torch.full((most - len(g),), torch.inf)]) for g in grids])
+        self.register_buffer("levels", levels.float(), persistent=False)
+        self.register_buffer("bounds", bounds.float(), persistent=False)
+
+    def bind(self, row: Int[Tensor, " f"]) -> None:
+        """Make the choice of `row` active. The tensor must not be written to afterwards."""
+        self._buffers["row"] = row
+
+    @contextmanager
+    def using(self, choice: int) -> Iterator[None]:
+        """One choice bound here for the length of the context; what was bound before comes back, also after an error."""
+        before = self.row
+        self.bind(torch.tensor(self.fields(choice), device=before.device))
+        try:
+            yield
+        finally:
+            self.bind(before)
+
+    @property
+    def choice(self) -> int:
+        """Index of the bound choice."""
+        return int(self.row[0])
+
+    # -- arithmetic ------------------------------------------------------------------------------------------------------------
+    def parameters_of(self, v: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Scale, integer zero-point, lowest and highest code of the bound choice, shaped to broadcast against `v`."""
+        row = self.row.to(torch.int64)
+        limits = row[1:4].to(self.scale.dtype)
+        entry = self.index.index_select(0, row[:1]).view(-1)
+        shape = (self.channels, *[1] * (v.dim() - 1)) if self.weight else (1,) * v.dim()
+        low, high = limits[0], limits[1]
+        elements = v.numel() // (self.channels if self.weight else max(v.shape[0], 1))
+        factor = torch.rsqrt(high * float(elements))
+        scale = ScaleGradient.apply(self.scale.index_select(0, entry), factor).view(shape)
+        zero = RoundThrough.apply(ScaleGradient.apply(self.zero_point.index_select(0, entry), factor) * limits[2]).view(shape)
+        return scale, torch.clamp(zero, low, high), low, high
+
+    def forward(self, v: Tensor) -> Tensor:
+        """The quantized tensor, with gradients to `v`, scale and zero-point; `v` itself while the quantizer is not enabled."""
+        if not self.enabled:
+            return v
+        scale, zero, low, high = self.parameters_of(v)
+        if self.integer:
+            out = FakeQuantize.apply(v, scale, zero, low, high)
+        else:
+            levels, bounds = (table.index_select(0, self.row[:1])[0] for table in (self.levels, self.bounds))
+            out = TableQuantize.apply(v, scale, zero, levels, bounds)
+        return torch.where(self.row[4] > 0, v, out) if self.bypass else out
+
+    @torch.no_grad()
+    def encode(self, v: Tensor) -> Tensor:
+        """Codes (grid levels) of `v` under the bound choice, as floats; `forward(v) == decode(encode(v))` bit for bit."""
+        scale, zero, low, high = self.parameters_of(v)
+        if self.integer:
+            return encode(v, scale, zero, low, high)
+        return nearest_level(v, scale, zero, self.levels[self.choice], self.bounds[self.choice])
+
+    @torch.no_grad()
+    def decode(self, codes: Tensor) -> Tensor:
+        """Values of codes under the bound choice."""
+        scale, zero, _, _ = self.parameters_of(codes)
+        return (codes - zero) * scale
+
+    # -- start values ----------------------------------------------------------------------------------------------------------
+    @torch.no_grad()
+    def start(self, data: Tensor) -> None:
+        """Set scale and zero-point of every choice from data: the weight itself, or a sample of the activations.
+
+        An activation that is never negative becomes unsigned for good (its codes start at 0).
+        """
+        if not self.weight:
+            self.set_unsigned(bool(data.min() >= 0))
+        rows = {1: order_statistics(data.reshape(1, -1), SAMPLES_PER_ROW)}
+        if self.channels > 1:
+            each = max(64, ELEMENTS_PER_TENSOR // self.channels)
+            rows[self.channels] = order_statistics(data.reshape(self.channels, -1), each)
+        for size, sample in rows.items():
+            these = [k for k, (_, n) in enumerate(self.spans) if n == size]
+            if not these:
+                continue
+            low, high = zip(*(self.limits(k) for k in these), strict=True)
+            symmetric = [self.choices[k].symmetric for k in these]
+            scale, zero = start_values(sample, low, high, symmetric, self.unsigned)
+            for k, s, z in zip(these, scale, zero, strict=True):
+                at, n = self.spans[k]
+                self.scale[at : at + n] = s
+                self.zero_point[at : at + n] = z
+
+    def set_unsigned(self, unsigned: bool) -> None:
+        """Codes from 0 on (True) or around 0 (False); the bound row follows."""
+        self.unsigned = unsigned
+        self.signed.fill_(not unsigned)
+        self._rows = [self._fields(k) for k in range(len(self.choices))]
+        if not self.integer:
+            self._tabulate()
+        self.bind(torch.tensor(self.fields(self.choice), device=self.row.device))
+
+    def only(self, choice: int) -> Quantizer:
+        """A new Quantizer that has just this choice, with its learned values."""
+        at, n = self.spans[choice]
+        fixed = Quantizer([self.choices[choice]], self.channels, self.weight, self.bypass).to(self.scale.device)
+        fixed.set_unsigned(self.unsigned)
+        fixed.scale.data.copy_(self.scale.data[at : at + n])
+        fixed.zero_point.data.copy_(self.zero_point.data[at : at + n])
+        return fixed
+
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(state, prefix, *args, **kwargs)
+        if f"{prefix}signed" in state:
+            self.set_unsigned(not bool(state[f"{prefix}signed"]))
+
+    def extra_repr(self) -> str:
+        """The choices, shortened, and what the tensor is."""
+        shown = str(self.choices[0]) if len(self.choices) == 1 else f"{len(self.choices)} choices"
+        return f"{shown}, {'weight' if self.weight else 'activation'}, channels={self.channels}, unsigned={self.unsigned}"
+
+
+def _bounds(levels: Tensor) -> Tensor:
+    """Midpoints of ascending levels, moved by one ulp where a tie must go up: to the level an even number of steps from zero."""
+    middle = (levels[1:] + levels[:-1]).double() / 2
+    zero = int(torch.argmin(levels.abs()))
+    upper_is_even = (torch.arange(1, len(levels)) - zero) % 2 == 0
+    middle = middle.float()
+    return torch.where(upper_is_even, torch.nextafter(middle, torch.tensor(-torch.inf)), middle)

@@ -1,0 +1,85 @@
+"""Highest, random, lowest: the order in which one bit-width teaches the next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from supernet.cost import Costs
+from supernet.interfaces import Sampler
+from supernet.space import Indices, SearchSpace, magnitude
+
+
+class Sandwich:
+    """The largest architecture at the highest bits, n - 2 drawn subnets, one at the lowest bits; forms are random in all of them.
+
+    Sandwich rule (Yu and Huang, ICCV 2019, arXiv:1903.05134) in the order that group-progressive guidance needs (EQ-Net, ICCV 2023,
+    arXiv:2308.07650, section 3.3: H teaches R, R teaches L). EQ-Net has no architecture choices. By default the last subnet draws
+    its architecture: budgets are named after low bits in the *largest* architecture (w2a2), which would otherwise hardly be trained.
+
+    `ask(2)` is highest and lowest, `ask(1)` one drawn subnet.
+
+    Args:
+        space: what to draw from; a view is honoured.
+        costs: the space's costs, for the inner sampler.
+        inner: makes the sampler of the subnets in the middle when called with space and costs (a class or a partial of one); None
+            draws every choice with equal probability.
+        smallest_architecture: the last subnet has the smallest architecture too, as the sandwich rule of slimmable networks has it.
+    """
+
+    feedback: Literal["none", "train_loss", "select_loss"]
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        costs: Costs,
+        inner: Callable[..., Sampler] | None = None,
+        smallest_architecture: bool = False,
+    ) -> None:
+        self.space = space
+        self.inner = inner(space=space, costs=costs) if inner else None
+        self.feedback = self.inner.feedback if self.inner else "none"
+        self.every = self.inner.every if self.inner else 1
+        self._highest = [_extreme(space, i, 1) for i in range(len(space))]
+        self._lowest = [
+            _extreme(space, i, -1) if d.quantizes or smallest_architecture else np.flatnonzero(space.admissible[i])
+            for i, d in enumerate(space.dimensions)
+        ]
+
+    def ask(self, n: int, rng: np.random.Generator) -> Indices:
+        """[n, d] rows in order of teaching: highest first, lowest last."""
+        if n == 1:
+            return self._middle(1, rng)
+        return np.concatenate([self._draw(self._highest, rng), self._middle(n - 2, rng), self._draw(self._lowest, rng)])
+
+    def _middle(self, n: int, rng: np.random.Generator) -> Indices:
+        return self.inner.ask(n, rng) if self.inner else self.space.sample_indices(n, rng)
+
+    def _draw(self, pools: list[NDArray[np.int64]], rng: np.random.Generator) -> Indices:
+        row = [pool[rng.integers(len(pool))] for pool in pools]
+        return self.space.canonical(np.array([row], dtype=np.int64))
+
+    def tell(self, indices: Indices, scores: NDArray[np.float64], step: int, total_steps: int) -> None:
+        """Hand the losses to the inner sampler."""
+        if self.inner:
+            self.inner.tell(indices, scores, step, total_steps)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The inner sampler's state."""
+        return self.inner.state_dict() if self.inner else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state_dict` was taken."""
+        if self.inner:
+            self.inner.load_state_dict(state)
+
+
+def _extreme(space: SearchSpace, i: int, sign: int) -> NDArray[np.int64]:
+    """Admissible choices of dimension i with the most (sign 1) or fewest (sign -1) bits, in whatever form."""
+    choices = space.dimensions[i].choices
+    allowed = np.flatnonzero(space.admissible[i])
+    sizes = np.array([sign * magnitude(choices[k]) for k in allowed])
+    return allowed[sizes == sizes.max()]
