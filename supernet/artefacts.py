@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-LOG_EVERY = 10.0
+LINE_EVERY = 10.0
 """Seconds between two lines of progress where there is no terminal to draw a bar on."""
 
 _DISTRIBUTIONS = ("elastibit", "torch", "numpy", "onnx", "onnxruntime", "timm", "pytorch-lightning")
@@ -271,8 +271,8 @@ class Progress(Protocol):
 def progress(description: str, total: int | None = None) -> Iterator[Progress]:
     """Show the steps of a long part: done of `total`, time passed, time left, and a free note.
 
-    On a terminal a bar on standard error; elsewhere one logged line every `LOG_EVERY` seconds and one at the end of
-    what took at least that long. Without `total` there is no estimate.
+    On standard error: on a terminal a bar; elsewhere one line every `LINE_EVERY` seconds and one at the end of what
+    took at least that long. Without `total` there is no estimate.
     """
     if sys.stderr.isatty():
         with _bar(description, total) as bar:
@@ -320,12 +320,12 @@ class _Lines:
     def advance(self, n: int = 1, note: str | None = None) -> None:
         self.done += n
         self.note = self.note if note is None else note
-        if time.monotonic() - self.last >= LOG_EVERY:
+        if time.monotonic() - self.last >= LINE_EVERY:
             self._say()
 
     def close(self) -> None:
         """The last line, for what was long enough to be waited for."""
-        if self.done > self.said and time.monotonic() - self.start >= LOG_EVERY:
+        if self.done > self.said and time.monotonic() - self.start >= LINE_EVERY:
             self._say()
 
     def _say(self) -> None:
@@ -334,7 +334,7 @@ class _Lines:
         parts = [f"{self.description} {self.done}" + (f"/{self.total}" if self.total else ""), _clock(passed)]
         if self.total and 0 < self.done < self.total:
             parts.append(f"{_clock(passed * (self.total - self.done) / self.done)} left")
-        log.info(", ".join([*parts, self.note] if self.note else parts))
+        print(", ".join([*parts, self.note] if self.note else parts), file=sys.stderr, flush=True)
 
 
 def _clock(seconds: float) -> str:

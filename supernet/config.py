@@ -5,9 +5,12 @@ Everything here is frozen and hashable, so that one value serves as gene, YAML n
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib
+import importlib.resources
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -228,7 +231,7 @@ def locate(target: str, trusted: Sequence[str] = ()) -> Any:
     """
     module_name, _, name = target.rpartition(".")
     ours = module_name.split(".")[0] in OUR_PACKAGES
-    if not ours and target not in trusted:
+    if not ours and target not in trusted and target not in registered():
         raise ValueError(
             f"_target_ must name a class or function of {', '.join(OUR_PACKAGES[:3])}, got {target!r}; "
             "classes of your own are named on the command line of this run, with trust=[...]"
@@ -241,6 +244,20 @@ def locate(target: str, trusted: Sequence[str] = ()) -> Any:
     if ours and (defined != target or not callable(found)):
         raise ValueError(f"_target_ must be defined where its name says, but {target!r} is {defined!r}; write that name if it is meant")
     return found
+
+
+@functools.cache
+def registered() -> tuple[str, ...]:
+    """Every `_target_` that the shipped conf/ names: our registry, and the only way in for classes of other packages."""
+    found: set[str] = set()
+    folders = [importlib.resources.files("conf")]
+    while folders:
+        for entry in folders.pop().iterdir():
+            if entry.is_dir():
+                folders.append(entry)
+            elif entry.name.endswith(".yaml"):
+                found.update(re.findall(r"_target_:\s*([\w.]+)", entry.read_text()))
+    return tuple(sorted(found))
 
 
 def build(node: Any, /, *, trusted: Sequence[str] = (), **extra: Any) -> Any:

@@ -113,7 +113,7 @@ def _open(verb: str, main: Callable[[DictConfig], Any], words: list[str]) -> Non
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    _check_options(verb, words)
+    words = _sorted(verb, words)
     typed = sys.argv
 
     def job(cfg: DictConfig) -> Any:
@@ -133,8 +133,8 @@ def _open(verb: str, main: Callable[[DictConfig], Any], words: list[str]) -> Non
         sys.argv = typed
 
 
-def _check_options(verb: str, words: list[str]) -> None:
-    """Refuse what Hydra's own parser would refuse, in one line."""
+def _sorted(verb: str, words: list[str]) -> list[str]:
+    """Overrides before options, since Hydra's parser refuses `run=a -m epochs=1,2`; what is neither, in one line."""
     from hydra._internal.utils import get_args_parser
 
     def refuse(message: str) -> None:
@@ -142,14 +142,17 @@ def _check_options(verb: str, words: list[str]) -> None:
 
     parser = get_args_parser()
     parser.error = refuse  # type: ignore[method-assign, assignment]
-    parser.parse_args(words)
+    overrides = parser.parse_intermixed_args(words).overrides
+    return [*overrides, *(word for word in words if word not in overrides)]
 
 
 def _interrupted(verb: str) -> int:
-    again = command([word for word in sys.argv if word != "--debug"])
-    if verb == "train" and "resume=true" not in sys.argv:
-        again += " resume=true"
-    return say(f"interrupted; what is complete is on disk, go on with: {again}", INTERRUPTED)
+    from supernet.guide import can_resume
+
+    words = [word for word in sys.argv if word != "--debug"]
+    if can_resume(verb):  # such a run keeps the settings it was started with, they are not given again
+        words = [word for word in words if re.match(r"run=|trust=", word) or "=" not in word] + ["resume=true"]
+    return say(f"interrupted; what is complete is on disk, go on with: {command(words)}", INTERRUPTED)
 
 
 def _code(leave: SystemExit) -> int:
@@ -208,7 +211,7 @@ def _unknown_setting(key: str, verb: str, words: Sequence[str]) -> str:
     first = key.split(".")[0]
     if verb != "train" and first in settings("train", ()) | groups("train").keys():
         return f"{key} cannot be set in {verb}: it is fixed by `elastibit train`; train another run to change it"
-    others = [word for word in words if word.lstrip("+~").split("=")[0] != key]
+    others = [word for word in words if re.match(r"[\w~+]", word) and word.lstrip("+~").split("=")[0] != key]
     hint = close_match(key, settings(verb, others) | groups(verb).keys())
     return f"{verb} has no setting {key!r}{hint}; {_look(verb)}"
 

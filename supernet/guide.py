@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Iterator, Sequence
+from itertools import dropwhile
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +36,13 @@ def overview(verbs: Sequence[str]) -> str:
 
 def verb_help(verb: str) -> str:
     """The text of `elastibit <verb> --help`: its groups with their options, its settings with their defaults."""
-    door = CONF / f"{verb}.yaml"
-    lines = [f"elastibit {verb} [key=value ...]", describe(door), ""]
+    lines = [f"elastibit {verb} [key=value ...]", describe(CONF / f"{verb}.yaml"), ""]
     offered = groups(verb)
     if offered:
         lines += ["Groups (group=option, the default is marked *; then group.setting=value):", ""]
     for group, default in offered.items():
         lines += [f"  {group}", *_options(CONF / group, default), ""]
-    body = _body(door.read_text()) if door.is_file() else ""
+    body = "\n".join(_body(path.read_text()) for path in _files(verb))
     if body:
         lines += [
             "Settings (key=value; a setting of a mapping is key.name=value):",
@@ -58,12 +58,11 @@ def verb_help(verb: str) -> str:
 def groups(verb: str) -> dict[str, str | None]:
     """Groups that a door composes, with the default option of each (None: nothing is chosen)."""
     found: dict[str, str | None] = {}
-    for entry in _defaults(CONF / f"{verb}.yaml"):
-        if isinstance(entry, dict):
-            for key, option in entry.items():
-                group = key.split(" ")[-1].split("@")[0].strip("/")
-                if not group.startswith("hydra"):
-                    found[group] = option if isinstance(option, str) else None
+    for entry in (entry for path in _files(verb) for entry in _defaults(path) if isinstance(entry, dict)):
+        for key, option in entry.items():
+            group = key.split(" ")[-1].split("@")[0].strip("/")
+            if not group.startswith("hydra"):
+                found[group] = option if isinstance(option, str) else None
     for group in list(found):
         for folder in sorted((CONF / group).rglob("*/")):
             if any(folder.glob("*.yaml")):
@@ -91,6 +90,11 @@ def settings(verb: str, overrides: Sequence[str]) -> set[str]:
     return set()
 
 
+def can_resume(verb: str) -> bool:
+    """Whether a door has the setting `resume`; the others go on by themselves."""
+    return any(re.search(r"^resume:", path.read_text(), re.MULTILINE) for path in _files(verb))
+
+
 def describe(path: Path) -> str:
     """The first comment line of a YAML file, without Hydra's `# @package`; nothing where there is none."""
     text = path.read_text() if path.is_file() else ""
@@ -107,11 +111,19 @@ def _options(folder: Path, default: str | None) -> list[str]:
     ]
 
 
+def _files(name: str) -> list[Path]:
+    """A door's YAML and those that its defaults list takes in whole (`- door`)."""
+    path = CONF / f"{name}.yaml"
+    if not path.is_file():
+        return []
+    parts = [entry for entry in _defaults(path) if isinstance(entry, str) and entry != "_self_"]
+    return [path, *(inner for part in parts for inner in _files(part))]
+
+
 def _defaults(path: Path) -> list[Any]:
     import yaml
 
-    content = yaml.safe_load(path.read_text()) if path.is_file() else None
-    return (content or {}).get("defaults") or []
+    return (yaml.safe_load(path.read_text()) or {}).get("defaults") or []
 
 
 def _body(text: str) -> str:
@@ -119,7 +131,7 @@ def _body(text: str) -> str:
     kept: list[str] = []
     comments: list[str] = []
     skip = True
-    for line in text.splitlines():
+    for line in dropwhile(lambda line: line.startswith("#"), text.splitlines()):
         key = re.match(r"(\w+):", line)
         if key:
             skip = key[1] in _OWN

@@ -17,8 +17,8 @@ from supernet.elastic.stage import Stage
 class PaddedShortcut(nn.Module):
     """Shortcut without parameters across a change of shape: every second pixel, new channels zero on both sides.
 
-    Option A of He et al., CVPR 2016, arXiv:1512.03385, section 3.3; equal halves as in akamaster/pytorch_resnet_cifar10,
-    whose weights we load.
+    Option A of He et al., CVPR 2016, arXiv:1512.03385, section 3.3; equal halves as in
+    akamaster/pytorch_resnet_cifar10, whose weights we load.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:

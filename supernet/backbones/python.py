@@ -27,7 +27,7 @@ def from_factory(
         kwargs: passed on.
 
     Raises:
-        ValueError: a malformed name, a module that cannot be imported, a function that is absent or refuses the arguments.
+        ValueError: a malformed name, a module that fails to import, a function that is absent or refuses the arguments.
         TypeError: what it returned is not an `nn.Module`.
     """
     module_name, _, name = factory.partition(":")
@@ -67,7 +67,7 @@ def _find(module_name: str, name: str) -> Callable[..., Any]:
 
 @contextmanager
 def _working_directory_importable() -> Iterator[None]:
-    """The working directory at the end of `sys.path`; at the front, a `search.py` or `conf/` there would replace ours."""
+    """The working directory at the end of `sys.path`; in front, a `search.py` or `conf/` there would hide ours."""
     here = str(Path.cwd())
     if here in sys.path or "" in sys.path:
         yield

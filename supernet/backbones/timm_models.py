@@ -29,7 +29,7 @@ def timm_model(
 
     Args:
         name: a model of timm, with or without a pretrained tag: `resnet18`, `resnet18.a1_in1k`.
-        pretrained: False, True (timm downloads), or the path of a safetensors or torch file with timm's parameter names.
+        pretrained: False, True (timm downloads), or the path of a safetensors or torch file with timm's names.
             A classifier of another size in the file is left out, which the log says.
         n_classes: size of the output; None: timm's own number.
         in_channels: channels of the images.

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from supernet.config import Choice, Granularity, Layer, LayerCost, NumberFormat, PerChannel, PerTensor, QuantConfig, SubnetConfig, build
+from supernet.config import Choice, Granularity, Layer, LayerCost, NumberFormat, PerChannel, PerTensor, QuantConfig, SubnetConfig, build, plain
 from supernet.cost import Costs
 from supernet.elastic.layers import QuantLayer
 from supernet.elastic.stage import Stage
@@ -55,7 +55,7 @@ class SuperNet(nn.Module):
         bits: Iterable[int] = range(2, 9),
         weight_bits: Iterable[int] | None = None,
         input_bits: Iterable[int] | None = None,
-        granularities: Sequence[Granularity] = (PerTensor(), PerChannel()),
+        granularities: Sequence[Granularity | str] = (PerTensor(), PerChannel()),
         symmetries: Sequence[bool] = (True, False),
         first_last_bits: int | None = 8,
         formats: Sequence[NumberFormat] = (),
@@ -65,12 +65,24 @@ class SuperNet(nn.Module):
     ) -> None:
         super().__init__()
         model = _timm(model, **model_options) if isinstance(model, str) else copy.deepcopy(model)
+        granularities = [_granularity(g) for g in granularities]
+        weight_bits, input_bits = sorted(set(weight_bits or bits)), sorted(set(input_bits or bits))
         self.example, self.has_sites, self.compiled = example, sites, "off"
+        self.options = {
+            "weight_bits": weight_bits,
+            "input_bits": input_bits,
+            "granularities": [str(g) for g in granularities],
+            "symmetries": list(symmetries),
+            "first_last_bits": first_last_bits,
+            "sites": sites,
+            "allow": list(allow),
+        }
         found = discover(model, example)
         self._coverage = _audit(found, multiplications(model, example), allow)
         _check_stages(model, example)
-        weights = _choices(weight_bits or bits, granularities, symmetries) + tuple(QuantConfig(f, g) for f in formats for g in granularities)
-        inputs = _choices(input_bits or bits, (PerTensor(),), symmetries)
+        self.options["formats"] = [plain(f) for f in formats]
+        weights = _choices(weight_bits, granularities, symmetries) + tuple(QuantConfig(f, g) for f in formats for g in granularities)
+        inputs = _choices(input_bits, (PerTensor(),), symmetries)
         edge = () if first_last_bits is None else (found[0].name, found[-1].name)
         pinned = (_choices((first_last_bits or 8,), granularities, symmetries), _choices((first_last_bits or 8,), (PerTensor(),), symmetries))
         for layer in found:
@@ -254,6 +266,13 @@ def _timm(name: str, **options: Any) -> nn.Module:
     if family != "timm" or not rest:
         raise ValueError(f"a model is given as a module or as timm/<name>, got {name!r}")
     return build({"_target_": "supernet.backbones.timm_models.timm_model", "name": rest}, **options)
+
+
+def _granularity(value: Granularity | str) -> Granularity:
+    known: dict[str, Granularity] = {str(g): g for g in (PerTensor(), PerChannel())}
+    if isinstance(value, str) and value not in known:
+        raise ValueError(f"granularity is one of {', '.join(known)}, got {value!r}")
+    return known[value] if isinstance(value, str) else value
 
 
 def _choices(bits: Iterable[int], granularities: Sequence[Granularity], symmetries: Sequence[bool]) -> tuple[QuantConfig, ...]:

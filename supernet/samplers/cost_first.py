@@ -1,8 +1,9 @@
 """Draw the cost, then a subnet of that cost: so that every budget is trained, and not only the average one.
 
-The sum of independent uniform choices is nearly normal and narrow. ShiftNAS (Zhang et al., ICCV 2023, arXiv:2307.08300) therefore draws
-a cost target first and shifts its distribution to targets that still learn. Instead of the paper's LSTM, subnets come from
-exponential tilting, which needs no training and never collapses to one architecture per target.
+The sum of independent uniform choices is nearly normal and narrow. ShiftNAS (Zhang et al., ICCV 2023,
+arXiv:2307.08300) therefore draws a cost target first and shifts its distribution to targets that still learn. Instead
+of the paper's LSTM, subnets come from exponential tilting, which needs no training and never collapses to one
+architecture per target.
 """
 
 from __future__ import annotations
@@ -23,23 +24,26 @@ FAST, SLOW = 0.1, 0.02
 class CostFirst:
     """Cost targets log-uniform over what can be reached, choices tilted towards the target.
 
-    With c_l(k) the cost of joint choice k of layer l in the drawn architecture, p_l(k) is proportional to u(k) exp(-lambda c_l(k)),
-    where u is uniform over bits and, given the bits, over forms. lambda is solved for each draw: the same random numbers are
-    turned into choices at each trial lambda (inverse distribution function, choices ordered by cost, so the drawn cost falls
-    with lambda), until the drawn cost is the largest that does not exceed the target. Targets above the uniform mean get a
-    negative lambda. What is then still outside [(1 - tolerance) target, target] - ties, few coarse layers - is repaired and filled.
+    With c_l(k) the cost of joint choice k of layer l in the drawn architecture, p_l(k) is proportional to u(k)
+    exp(-lambda c_l(k)), where u is uniform over bits and, given the bits, over forms. lambda is solved for each draw:
+    the same random numbers are turned into choices at each trial lambda (inverse distribution function, choices
+    ordered by cost, so the drawn cost falls with lambda), until the drawn cost is the largest that does not exceed
+    the target. Targets above the uniform mean get a negative lambda. What is then still outside [(1 - tolerance)
+    target, target] - ties, few coarse layers - is repaired and filled.
 
     Args:
-        space: what to draw from; a view is honoured (between tied genes of different layers the tilting is approximate).
+        space: what to draw from; a view is honoured (between tied genes of different layers the tilting is
+            approximate).
         costs: the space's costs.
         kind: which cost.
         tolerance: width of the accepted range below the target, relative, in (0, 1).
         bins: number of bins of log cost, at least 1.
-        adapt: shift the distribution over bins by what `tell` says (ShiftNAS, section 3.3, with two moving averages of the loss of
-            each bin in place of a second copy of the weights); False: stay uniform.
+        adapt: shift the distribution over bins by what `tell` says (ShiftNAS, section 3.3, with two moving averages
+            of the loss of each bin in place of a second copy of the weights); False: stay uniform.
         feedback: with `adapt`, which losses are told, `train_loss` or `select_loss`.
         every: with `select_loss`, steps between two tellings.
-        floor: with `adapt`, share of draws that stays uniform over bins, 0..1 (the paper has none; then cheap bins may starve).
+        floor: with `adapt`, share of draws that stays uniform over bins, 0..1 (the paper has none; then cheap bins
+            may starve).
 
     Raises:
         ValueError: an unknown kind, or an option out of range.
@@ -96,7 +100,7 @@ class CostFirst:
 
     @property
     def probabilities(self) -> Table:
-        """[bins] of the cost target: more where the loss falls faster (fast average below slow), never less than floor / bins."""
+        """[bins], of the cost target: more where the loss falls faster (fast average below slow)."""
         n = len(self.fast)
         uniform = np.full(n, 1 / n)
         falling = self.slow - self.fast
@@ -129,7 +133,9 @@ class CostFirst:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state_dict` was taken."""
         if len(state["fast"]) != len(self.fast):
-            raise ValueError(f"state has {len(state['fast'])} cost bins, this sampler {len(self.fast)}; set bins to that")
+            raise ValueError(
+                f"state has {len(state['fast'])} cost bins, this sampler {len(self.fast)}; set bins to that"
+            )
         self.fast, self.slow = np.array(state["fast"], dtype=float), np.array(state["slow"], dtype=float)
 
 
@@ -141,7 +147,8 @@ class Block:
     Args:
         space: the space.
         genes: positions of quantized dimensions (of tied ones, the first).
-        terms: (positions of architecture dimensions, table [their choices..., joint choices]) of the cost terms over these genes.
+        terms: (positions of architecture dimensions, table [their choices..., joint choices]) of the cost terms over
+            these genes.
     """
 
     def __init__(self, space: SearchSpace, genes: tuple[int, ...], terms: list[tuple[tuple[int, ...], Table]]) -> None:
@@ -152,7 +159,8 @@ class Block:
             weight = np.moveaxis(np.moveaxis(weight, axis, -1) * _uniform_bits(space, g), -1, axis)
         joint = weight.size
         stacked = np.concatenate([t.reshape(-1, joint) for _, t in terms] or [np.zeros((1, joint))])
-        stacked = np.where(weight.reshape(1, joint) > 0, stacked, stacked.max() + 1)  # a level is admissible or not as a whole
+        # What is not admissible must not share a level with what is.
+        stacked = np.where(weight.reshape(1, joint) > 0, stacked, stacked.max() + 1)
         _, first, self.level = np.unique(stacked, axis=1, return_index=True, return_inverse=True)
         order = np.argsort(stacked[:, first].sum(0), kind="stable")
         self.level = np.argsort(order)[self.level.ravel()]
@@ -212,7 +220,7 @@ class Tilt:
         return out
 
     def draw(self, targets: Table, rng: np.random.Generator) -> Indices:
-        """[n, d] rows that cost at most, and nearly, `targets` [n] (the cheapest of their architecture where that is dearer)."""
+        """[n, d] rows that cost nearly, and at most, `targets` [n]; else the cheapest of their architecture."""
         rows = self.architectures(targets, rng)
         costs = self.costs(rows)
         u = rng.random(costs.shape[:2])
@@ -239,7 +247,7 @@ class Tilt:
         return rows[np.argmin(miss, axis=0) * n + np.arange(n)]
 
     def solve(self, costs: Table, targets: Table, u: Table, rounds: int = 48) -> NDArray[np.int64]:
-        """[n, blocks] levels: those of the smallest multiplier, to bisection accuracy, whose drawn cost is within the target."""
+        """[n, blocks] levels, drawn with the smallest multiplier (by bisection) that keeps within the target."""
         with np.errstate(divide="ignore"):
             log_mass = np.log(self.mass)
         unit = np.maximum(np.ptp(costs, axis=2).max(1), 1e-300)[:, None, None]

@@ -14,20 +14,22 @@ from supernet.space import Indices, SearchSpace, magnitude
 
 
 class Sandwich:
-    """The largest architecture at the highest bits, n - 2 drawn subnets, one at the lowest bits; forms are random in all of them.
+    """The largest architecture at the highest bits, n - 2 drawn subnets, one at the lowest bits; forms at random.
 
-    Sandwich rule (Yu and Huang, ICCV 2019, arXiv:1903.05134) in the order that group-progressive guidance needs (EQ-Net, ICCV 2023,
-    arXiv:2308.07650, section 3.3: H teaches R, R teaches L). EQ-Net has no architecture choices. By default the last subnet draws
-    its architecture: budgets are named after low bits in the *largest* architecture (w2a2), which would otherwise hardly be trained.
+    Sandwich rule (Yu and Huang, ICCV 2019, arXiv:1903.05134) in the order that group-progressive guidance needs
+    (EQ-Net, ICCV 2023, arXiv:2308.07650, section 3.3: H teaches R, R teaches L). EQ-Net has no architecture choices.
+    By default the last subnet draws its architecture: budgets are named after low bits in the *largest* architecture
+    (w2a2), which would otherwise hardly be trained.
 
     `ask(2)` is highest and lowest, `ask(1)` one drawn subnet.
 
     Args:
         space: what to draw from; a view is honoured.
         costs: the space's costs, for the inner sampler.
-        inner: makes the sampler of the subnets in the middle when called with space and costs (a class or a partial of one); None
-            draws every choice with equal probability.
-        smallest_architecture: the last subnet has the smallest architecture too, as the sandwich rule of slimmable networks has it.
+        inner: makes the sampler of the subnets in the middle when called with space and costs (a class or a partial
+            of one); None draws every choice with equal probability.
+        smallest_architecture: the last subnet has the smallest architecture too, as the sandwich rule of slimmable
+            networks has it.
     """
 
     feedback: Literal["none", "train_loss", "select_loss"]

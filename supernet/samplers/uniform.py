@@ -14,8 +14,8 @@ from supernet.space import Indices, SearchSpace
 class Uniform:
     """Independent uniform choices (SPOS, Guo et al., ECCV 2020, arXiv:1904.00420).
 
-    With bits 2..8 in each layer the cost of what it draws hardly varies (mean 5x5 bits): subnets near a 3x3-bit budget are practically
-    never trained. `CostFirst` is the remedy; this is the control.
+    With bits 2..8 in each layer the cost of what it draws hardly varies (mean 5x5 bits): subnets near a 3x3-bit
+    budget are practically never trained. `CostFirst` is the remedy; this is the control.
 
     Args:
         space: what to draw from; a view is honoured.

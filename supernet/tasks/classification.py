@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
@@ -42,7 +42,7 @@ class Source(Protocol):
     ) -> Iterator[UInt8[Tensor, "b c h w"]]:
         """The images at each chunk of indices, one batch for each chunk.
 
-        With `rng`, for training: a source that reads files may cut its images at random. Without: always the same images.
+        With `rng`, for training: a source that reads files may cut its images at random. Without: the same each time.
         """
         ...
 
@@ -129,20 +129,8 @@ class Classification:
         recalibrate_images: int = 1024,
         split_seed: int = 0,
     ) -> None:
-        if not source.channels == len(mean) == len(std):
-            counts = f"{source.channels} channels, {len(mean)} means, {len(std)} deviations"
-            raise ValueError(
-                f"mean and std must hold one number for each channel, got {counts}; set task.mean and task.std"
-            )
-        if min(std) <= 0:
-            raise ValueError(f"std must be positive, got {list(std)}")
-        if min(batch_size, eval_batch_size, recalibrate_images) < 1:
-            sizes = (
-                f"batch_size {batch_size}, eval_batch_size {eval_batch_size}, recalibrate_images {recalibrate_images}"
-            )
-            raise ValueError(f"sizes must be 1 or more, got {sizes}")
-        if not 0 <= label_smoothing < 1:
-            raise ValueError(f"label_smoothing must lie in 0 <= x < 1, got {label_smoothing}; 0 switches it off")
+        sizes = {"batch_size": batch_size, "eval_batch_size": eval_batch_size, "recalibrate_images": recalibrate_images}
+        _check_settings(source.channels, mean, std, sizes, label_smoothing)
         self.name = name
         self.source = source
         self.mean, self.std = tuple(map(float, mean)), tuple(map(float, std))
@@ -167,8 +155,8 @@ class Classification:
     def train(self, rng: np.random.Generator) -> Iterator[Pair]:
         """One epoch of shuffled, augmented batches.
 
-        One number is drawn from `rng`, in this call; the epoch depends on nothing else, however its batches and other draws
-        from `rng` are interleaved.
+        One number is drawn from `rng`, in this call; the epoch depends on nothing else, however its batches and other
+        draws from `rng` are interleaved.
         """
         return self._epoch(int(rng.integers(2**63)))
 
@@ -189,7 +177,7 @@ class Classification:
         return self._pairs("test", n)
 
     def indices(self, part: str) -> tuple[str, Int64[np.ndarray, " n"]]:
-        """Where the images of one of the four parts come from: `train` or `test` of the source, and the indices there."""
+        """Where the images of one of the four parts come from: `train` or `test` of the source, and indices there."""
         return self._parts[part].origin, self._parts[part].indices.copy()
 
     def example(self) -> Float[Tensor, "1 c h w"]:
@@ -294,7 +282,7 @@ class Classification:
         return first, _Part(origin, every[half:], f"{origin}[{half}:{len(labels)}]")
 
     def _chunks(self, name: str, n: int | None) -> list[Int64[np.ndarray, " b"]]:
-        """The first `n` indices of a part, in batches of nearly equal size: each weighs the same in a mean over batches."""
+        """The first `n` indices of a part, in batches of nearly equal size, as a mean over batches weighs all alike."""
         indices = self._parts[name].indices
         if n is not None:
             if n < 1:
@@ -325,3 +313,18 @@ class Classification:
     def _normalised(self, images: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (self.mean, self.std))
         return images.to(torch.float32).div_(255).sub_(mean).div_(std)
+
+
+def _check_settings(
+    channels: int, mean: Sequence[float], std: Sequence[float], sizes: Mapping[str, int], label_smoothing: float
+) -> None:
+    if not channels == len(mean) == len(std):
+        counts = f"{channels} channels, {len(mean)} means, {len(std)} deviations"
+        raise ValueError(f"mean and std need one number for each channel, got {counts}; set task.mean and task.std")
+    if min(std) <= 0:
+        raise ValueError(f"std must be positive, got {list(std)}; 1 leaves a channel unscaled")
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name} must be 1 image or more, got {size}")
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(f"label_smoothing must lie in 0 <= x < 1, got {label_smoothing}; 0 switches it off")

@@ -13,8 +13,8 @@ from torch import Tensor
 class Digits:
     """Handwritten digits 0..9, grey, 8x8; E. Alpaydin, C. Kaynak, Optical Recognition of Handwritten Digits, UCI, 1998.
 
-    The 17 grey levels 0..16 become 0..255. scikit-learn bundles the official test part only, so a stratified `test_share`
-    of it is held out as our test part and the rest is the train part.
+    The 17 grey levels 0..16 become 0..255. scikit-learn bundles the official test part only, so a stratified
+    `test_share` of it is held out as our test part and the rest is the train part.
 
     Args:
         test_share: share of the images that is held out, between 0 and 1.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,14 +26,14 @@ LONG = 5000  # images; with fewer, a progress bar would only flash
 class ImageFolder:
     """Images in `root/train/<class>/` and `root/test/<class>/` (or `val`), each decoded once, when it is asked for.
 
-    The images of a part are in order of (file name, class), whatever the file system says: files that are named by their
-    official index, as those of CIFAR-10 in our benchmarks, are so in official order.
+    The images of a part are in order of (file name, class), whatever the file system says: files that are named by
+    their official index, as those of CIFAR-10 in our benchmarks, are so in official order.
 
     Args:
         root: the folder.
         channels: 3 for colour, 1 for grey; every image is converted.
-        size: height and width to which each image is brought, by cutting its longer side in the middle and resizing
-            (bilinear); None: the images have one size already.
+        size: height and width to which each image is brought, by resizing its shorter side (bilinear) and cutting the
+            longer one in the middle; None: the images have one size already.
         test_folder: name of the test part; None: `test` if there is one, else `val`.
 
     Raises:
@@ -151,21 +152,24 @@ def _one_size(files: Sequence[Path]) -> tuple[int, int]:
 
 def _pixels(file: Path, shape: tuple[int, ...]) -> UInt8[np.ndarray, "c h w"]:
     channels, height, width = shape
-    try:
-        with _opened(file) as image:
-            image = image.convert(MODES[channels])
-            if image.size != (width, height):
-                image = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
-            return np.asarray(image).reshape(height, width, channels).transpose(2, 0, 1)
-    except OSError as error:
-        raise ValueError(f"{file} is not a whole image ({error}); copy it again or remove it") from error
+    with _opened(file) as image:
+        image = image.convert(MODES[channels])
+        if image.size != (width, height):
+            image = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
+        return np.asarray(image).reshape(height, width, channels).transpose(2, 0, 1)
 
 
-def _opened(file: Path) -> Image.Image:
+@contextmanager
+def _opened(file: Path) -> Iterator[Image.Image]:
     try:
-        return Image.open(file)
+        with Image.open(file) as image:
+            if image.mode.startswith(("I", "F")):  # conversion would clip silently
+                raise ValueError(f"{file} has {image.mode} pixels, more than 8 bits each; convert the images to 8 bits")
+            yield image
     except UnidentifiedImageError as error:
         raise ValueError(f"{file} is not an image that Pillow can read; replace or remove it") from error
+    except OSError as error:
+        raise ValueError(f"{file} is not a whole image ({error}); copy it again or remove it") from error
 
 
 def _watched(items: Sequence[T], what: str) -> Iterator[T]:

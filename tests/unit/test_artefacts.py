@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import logging
 import os
 import subprocess
 import sys
@@ -250,26 +249,24 @@ class TestProvenance:
 
 class TestProgress:
     def test_lines_are_rare_and_hold_an_estimate(
-        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         now = 0.0
         monkeypatch.setattr(artefacts.time, "monotonic", lambda: now)
-        monkeypatch.setattr(sys, "stderr", io.StringIO())
-        with caplog.at_level(logging.INFO), progress("collect", 60) as bar:
+        with progress("collect", 60) as bar:
             for step in range(60):
                 now += 0.5
                 bar.advance(note=f"best {step}" if step % 2 == 0 else None)
-        assert [record.getMessage() for record in caplog.records] == [
+        assert capsys.readouterr().err.splitlines() == [
             "collect 20/60, 0:10, 0:20 left, best 18",
             "collect 40/60, 0:20, 0:10 left, best 38",
             "collect 60/60, 0:30, best 58",
         ]
 
-    def test_short_parts_are_silent(self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-        monkeypatch.setattr(sys, "stderr", io.StringIO())
-        with caplog.at_level(logging.INFO), progress("blink") as bar:
+    def test_short_parts_are_silent(self, capsys: pytest.CaptureFixture[str]) -> None:
+        with progress("blink") as bar:
             bar.advance(5)
-        assert not caplog.records
+        assert capsys.readouterr() == ("", "")
 
     def test_a_terminal_gets_a_bar_with_the_note_also_inside_another(self, monkeypatch: pytest.MonkeyPatch) -> None:
         class Terminal(io.StringIO):

@@ -17,9 +17,13 @@ PINNED = tuple(QuantConfig(Integer(8), PerTensor(), s) for s in BOTH)
 
 
 def make(stages, blocks, elastic=True):
-    """(space, costs) of a residual chain: two convolutions a block, blocks after the first optional, edges at 8 bits."""
+    """(space, costs) of a residual chain: two convolutions a block, first blocks always run, edges at 8 bits."""
     dimensions, layers = [], []
-    names = [("stem", 0, 0)] + [(f"s{s}.{b}.{c}", s, b) for s in range(stages) for b in range(blocks) for c in "ab"] + [("head", 0, 0)]
+    names = (
+        [("stem", 0, 0)]
+        + [(f"s{s}.{b}.{c}", s, b) for s in range(stages) for b in range(blocks) for c in "ab"]
+        + [("head", 0, 0)]
+    )
     if elastic:
         dimensions += [Dimension(f"s{s}.depth", tuple(range(1, blocks + 1))) for s in range(stages)]
     for k, (name, s, b) in enumerate(names):

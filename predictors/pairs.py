@@ -1,0 +1,271 @@
+"""Measured subnets: what a predictor learns from, one line of pairs.jsonl each."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from supernet.artefacts import append_jsonl, read_jsonl
+from supernet.artefacts import progress as show_progress
+from supernet.calibration.batchnorm import recalibrated
+from supernet.config import SubnetConfig
+from supernet.elastic.supernet import SuperNet
+from supernet.interfaces import Batch, Sampler, Task
+from supernet.samplers.cost_first import CostFirst
+from supernet.space import Indices, SearchSpace, magnitude
+
+log = logging.getLogger(__name__)
+CHUNK = 64
+"""Subnets drawn at once; a longer collection starts with the same subnets as a shorter one."""
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Subnets and what was measured of them.
+
+    Attributes:
+        fingerprint: of the space.
+        indices: [n, d] canonical rows.
+        scores: [n] accuracy on select, 0..1.
+        halves: [n, 2] accuracy on the even and on the odd images: how well the measurement repeats.
+        costs: kind -> [n] in the kind's unit.
+    """
+
+    fingerprint: str
+    indices: Indices
+    scores: NDArray[np.float64]
+    halves: NDArray[np.float64]
+    costs: dict[str, NDArray[np.float64]]
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def take(self, at: NDArray[np.int64]) -> Pairs:
+        """The pairs at positions `at`."""
+        costs = {kind: values[at] for kind, values in self.costs.items()}
+        return Pairs(self.fingerprint, self.indices[at], self.scores[at], self.halves[at], costs)
+
+    def split(self, rng: np.random.Generator, share: float = 0.2) -> tuple[Pairs, Pairs]:
+        """(the rest, a random `share` of at least one pair); neither may be empty.
+
+        Raises:
+            ValueError: fewer than two pairs, or a share outside (0, 1).
+        """
+        if len(self) < 2 or not 0 < share < 1:
+            raise ValueError(f"a split needs two or more pairs and a share in (0, 1), got {len(self)} and {share}")
+        order = rng.permutation(len(self))
+        held = min(len(self) - 1, max(1, round(share * len(self))))
+        return self.take(np.sort(order[held:])), self.take(np.sort(order[:held]))
+
+    @classmethod
+    def of(cls, records: Sequence[Mapping[str, Any]], fingerprint: str) -> Pairs:
+        """Pairs of the records of one space, in order of subnet id: however they were collected, the same order."""
+        ordered = sorted(records, key=lambda r: str(r["id"]))
+        kinds = ordered[0]["costs"] if ordered else {}
+        return cls(
+            fingerprint,
+            np.array([r["row"] for r in ordered], dtype=np.int64),
+            np.array([r["score"] for r in ordered], dtype=float),
+            np.array([r["halves"] for r in ordered], dtype=float).reshape(-1, 2),
+            {kind: np.array([r["costs"][kind] for r in ordered], dtype=float) for kind in kinds},
+        )
+
+    @classmethod
+    def from_file(cls, path: Path | str, space: SearchSpace) -> Pairs:
+        """Every pair of a file.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file is broken, empty, or of another space (names both fingerprints).
+        """
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"no pairs at {path}; measure some with `elastibit predict run=...`")
+        records = read_jsonl(path)
+        if not records:
+            raise ValueError(f"{path} holds no complete pair; measure some with `elastibit predict run=...`")
+        _check(records, {"fingerprint": space.fingerprint}, path)
+        return cls.of(records, space.fingerprint)
+
+
+@torch.no_grad()
+def outcomes(net: SuperNet, batches: Iterable[Batch]) -> NDArray[np.bool_]:
+    """[images] whether the active subnet classifies each image right, in order."""
+    device, was = next(net.parameters()).device, net.training
+    try:
+        net.eval()
+        right = [(net(x.to(device)).argmax(1).cpu() == y.cpu()).numpy() for x, y in batches]
+    finally:
+        net.train(was)
+    if not right:
+        raise ValueError("accuracy needs at least one batch of images; raise the number of select images above 0")
+    return np.concatenate(right)
+
+
+def tested(
+    net: SuperNet,
+    config: SubnetConfig | Sequence[int] | Indices,
+    recalibration: Iterable[Float[Tensor, "n ..."]],
+    batches: Iterable[Batch],
+) -> NDArray[np.bool_]:
+    """[images] outcomes of one subnet after its BatchNorm statistics were recalibrated; the supernet is left as it was."""
+    device = next(net.parameters()).device
+    with net.as_subnet(config), recalibrated(net, (x.to(device) for x in recalibration)):
+        return outcomes(net, batches)
+
+
+def measure(
+    net: SuperNet,
+    config: SubnetConfig | Sequence[int] | Indices,
+    recalibration: Iterable[Float[Tensor, "n ..."]],
+    batches: Iterable[Batch],
+) -> float:
+    """Accuracy 0..1 of one subnet after its BatchNorm statistics were recalibrated; the supernet is left as it was.
+
+    Args:
+        net: the supernet.
+        config: the subnet.
+        recalibration: input batches for BatchNorm.
+        batches: images and labels to judge on.
+    """
+    return float(tested(net, config, recalibration, batches).mean())
+
+
+def plan(net: SuperNet, n: int, rng: np.random.Generator, sampler: Sampler | None = None) -> list[SubnetConfig]:
+    """The n distinct subnets that `collect` measures: landmarks first (uniform bits, largest, smallest), then drawn ones.
+
+    A longer plan starts with a shorter one from an equal generator. Fewer come back where the space has no more to offer.
+    """
+    space = net.space
+    sampler = sampler or CostFirst(space, net.costs)
+    chosen = {config.id: config for config in landmarks(space)}
+    for _ in range(10 + 20 * n // CHUNK):
+        if len(chosen) >= n:
+            break
+        for row in sampler.ask(CHUNK, rng):
+            config = space.config(row)
+            chosen.setdefault(config.id, config)
+    if len(chosen) < n:
+        log.warning("%d pairs were asked for, but only %d distinct subnets were found", n, len(chosen))
+    return list(chosen.values())[:n]
+
+
+def landmarks(space: SearchSpace) -> list[SubnetConfig]:
+    """The largest and smallest subnet, and those with as many bits for weights as for inputs, w2a2, w3a3, ..."""
+    offered = [
+        {magnitude(c) for d in space.dimensions if d.quantizes and d.name.endswith(kind) for c in d.choices}
+        for kind in ("weight", "input")
+    ]
+    uniform = [space.uniform(f"w{b}a{b}") for b in sorted(set.intersection(*offered))]
+    return [space.largest(), space.smallest(), *uniform]
+
+
+def collect(
+    net: SuperNet,
+    task: Task,
+    n: int,
+    *,
+    out: Path | str | None = None,
+    rng: np.random.Generator | None = None,
+    recalibrate_images: int | None = None,
+    select_images: int | None = None,
+    sampler: Sampler | None = None,
+    progress: bool = True,
+) -> Pairs:
+    """Measure n distinct subnets, spread evenly over log cost, each with its own BatchNorm statistics.
+
+    Which subnets depends on `rng` alone, and each is written as soon as it is measured: a run that was killed goes on where
+    it stopped and ends with the same set. Pairs that the file has already are kept and not measured again.
+
+    Args:
+        net: the supernet, calibrated or trained.
+        task: gives the recalibration and the select images.
+        n: number of pairs, at least 1.
+        out: pairs.jsonl; None keeps the pairs in memory only.
+        rng: draws the subnets; None: one seeded with 0.
+        recalibrate_images, select_images: images used of each part; None: all.
+        sampler: draws the subnets; None: cost-first over BitOps.
+        progress: show it.
+
+    Returns:
+        All pairs of the file, or the n measured.
+
+    Raises:
+        ValueError: n < 1, or a file with pairs of another space, of other weights or of other numbers of images.
+    """
+    if n < 1:
+        raise ValueError(f"the number of pairs must be at least 1, got {n}")
+    recalibration, batches = list(task.recalibrate(recalibrate_images)), list(task.select(select_images))
+    origin = {
+        "fingerprint": net.fingerprint,
+        "weights": weights_digest(net),
+        "images": {"recalibrate": sum(map(len, recalibration)), "select": sum(len(y) for _, y in batches)},
+    }
+    records = read_jsonl(out) if out and Path(out).exists() else []
+    _check(records, origin, out or "the pairs")
+    configs = plan(net, n, rng or np.random.default_rng(0), sampler)
+    done = {str(r["id"]) for r in records}
+    with ExitStack() as stack:
+        bar = stack.enter_context(show_progress("measuring subnets", len(configs))) if progress else None
+        for config in configs:
+            if config.id not in done:
+                records.append(_record(net, config, origin, recalibration, batches))
+                if out:
+                    append_jsonl(out, records[-1])
+            if bar:
+                bar.advance(note=f"{records[-1]['score']:.1%}")
+    return Pairs.of(records, net.fingerprint)
+
+
+def _record(
+    net: SuperNet, config: SubnetConfig, origin: Mapping[str, Any], recalibration: list[Tensor], batches: list[Batch]
+) -> dict[str, Any]:
+    start = time.monotonic()
+    right = tested(net, config, recalibration, batches)
+    return {
+        "id": config.id,
+        **origin,
+        "row": list(config.row),
+        "genes": config.plain(),
+        "score": float(right.mean()),
+        "halves": [float(right[::2].mean()), float(right[1::2].mean()) if len(right) > 1 else float(right[0])],
+        "costs": net.costs.of(config),
+        "measured": {"seconds": round(time.monotonic() - start, 4)},
+    }
+
+
+def _check(records: Iterable[Mapping[str, Any]], origin: Mapping[str, Any], path: Path | str) -> None:
+    """Refuse records that were measured on something else."""
+    meanings = {"fingerprint": "space", "weights": "weights", "images": "images"}
+    for number, record in enumerate(records, 1):
+        missing = [key for key in ("id", "row", "score", "halves", "costs", *origin) if key not in record]
+        if missing:
+            raise ValueError(f"{path}: line {number} has no {', '.join(missing)}; delete that line, the others are kept")
+        for key, value in origin.items():
+            if record[key] != value:
+                raise ValueError(
+                    f"{path} was measured on {meanings[key]} {record[key]}, this run has {value}; "
+                    "write to another file, or delete that one"
+                )
+
+
+def weights_digest(net: SuperNet) -> str:
+    """Sixteen hexadecimal digits of all learned values; another training gives others. BatchNorm statistics do not count."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(net.named_parameters()):
+        digest.update(name.encode())
+        digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+

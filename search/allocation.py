@@ -1,0 +1,215 @@
+"""The best subnet of an additive score under hard budgets, exactly: an integer program over joint choices.
+
+Mixed-precision allocation as an integer program goes back to HAWQ-V3 (Yao et al., ICML 2021, arXiv:2011.10680); over (weight, input) pairs
+LIMPQ (Tang et al., ECCV 2022, arXiv:2203.08368). Here architecture genes, ties and any conjunction of budgets take part.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+from scipy.optimize import Bounds, LinearConstraint, milp
+
+from supernet.config import si
+from supernet.cost import UNITS, Factors, over
+from supernet.space import Indices, SearchSpace
+
+Table = NDArray[np.float64]
+ROW_SCALE = 1e4
+"""Budget rows are multiplied by this: the solver's feasibility tolerance (1e-6, absolute) then is 1e-10 of the limit."""
+OBJECTIVE_SCALE = 1e5
+"""Largest coefficient of the objective: the solver stops within 1e-6, absolute, of the optimum."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Joint choices of some genes, of which exactly one is taken.
+
+    Attributes:
+        genes: representatives of the genes (of tied ones, the first).
+        choices: [k, len(genes)] the joint choices left after what is dominated was dropped.
+        values: [k, 1 + kinds] objective and each cost of them.
+    """
+
+    genes: tuple[int, ...]
+    choices: NDArray[np.int64]
+    values: Table
+
+
+class Program:
+    """An integer program over one space, for one objective and some kinds of cost, to be solved at many limits.
+
+    Each term of the objective and of the costs is a table over a few genes; terms over the same genes are added up, and each such
+    *block* has a binary variable for each joint choice, exactly one of which is 1. Blocks that share a gene (the depth of a stage,
+    tied bits) must agree on it. A joint choice that costs as much or more than another in every kind and scores no better, while
+    the shared genes are equal, is dropped first; that leaves about ten of the 392 pairs of a layer.
+
+    Args:
+        space: what may be chosen; ties and admissible choices of a view are honoured.
+        objective: minimised; lookups as `Factors.value` of canonical rows makes them.
+        kinds: the costs that limits may be put on.
+    """
+
+    def __init__(self, space: SearchSpace, objective: Factors, kinds: Mapping[str, Factors]) -> None:
+        self.space, self.kinds = space, dict(kinds)
+        self._first = {i: min(group) for group in space.ties for i in group}
+        self.blocks = self._blocks([objective, *self.kinds.values()])
+
+    def _blocks(self, functions: Sequence[Factors]) -> list[Block]:
+        terms = [(k, self._genes(dims), dims, table) for k, f in enumerate(functions) for dims, table in f.terms]
+        sets = sorted({frozenset(genes) for _, genes, _, _ in terms}, key=lambda s: (-len(s), sorted(s)))
+        hosts: list[frozenset[int]] = []
+        for genes in sets:
+            if not any(genes <= host for host in hosts):
+                hosts.append(genes)
+        shared = {g for g in set().union(*hosts) if sum(g in host for host in hosts) > 1} if hosts else set()
+        blocks = []
+        for host in hosts:
+            own = [(k, dims, table) for k, genes, dims, table in terms if next(h for h in hosts if set(genes) <= h) == host]
+            blocks.append(self._block(tuple(sorted(host)), own, len(functions), shared))
+        return blocks
+
+    def _genes(self, dims: Sequence[int]) -> tuple[int, ...]:
+        """Representatives of the genes that decide a lookup: its own and those that decide whether these are active."""
+        todo, found = list(dims), set()
+        while todo:
+            i = todo.pop()
+            if i not in found:
+                found.add(i)
+                todo += [self.space.position[name] for name, _ in self.space.dimensions[i].active_if]
+        return tuple(sorted({self._first.get(i, i) for i in found}))
+
+    def _block(
+        self, genes: tuple[int, ...], terms: Sequence[tuple[int, tuple[int, ...], Table]], width: int, shared: set[int]
+    ) -> Block:
+        choices = np.array(list(itertools.product(*(np.flatnonzero(self.space.admissible[g]) for g in genes))))
+        choices = choices.reshape(-1, len(genes)).astype(np.int64)
+        rows = self._rows(genes, choices)
+        values = np.zeros((len(choices), width))
+        for k, dims, table in terms:
+            values[:, k] += table[tuple(rows[:, i] for i in dims)]
+        kept = []
+        outside = choices[:, [j for j, g in enumerate(genes) if g in shared]]
+        for state in np.unique(outside, axis=0):
+            group = np.flatnonzero((outside == state).all(1))
+            kept.append(group[undominated(values[group])])
+        at = np.concatenate(kept)
+        return Block(genes, choices[at], values[at])
+
+    def _rows(self, genes: Sequence[int], choices: NDArray[np.int64]) -> Indices:
+        """[k, d] rows with these genes (and what is tied to them), made canonical, so that inactive genes are looked up at 0."""
+        rows = np.zeros((len(choices), len(self.space)), dtype=np.int64)
+        members = {min(group): group for group in self.space.ties}
+        for column, gene in enumerate(genes):
+            rows[:, list(members.get(gene, (gene,)))] = choices[:, column, None]
+        return np.where(self.space.active(rows), rows, 0)
+
+    def solve(self, limits: Mapping[str, float]) -> Indices:
+        """[d] the canonical row of smallest objective within all limits.
+
+        Raises:
+            ValueError: an unknown kind, or no subnet is within all limits (names the smallest that each can be alone).
+        """
+        unknown = [kind for kind in limits if kind not in self.kinds]
+        if unknown:
+            raise ValueError(f"no cost {unknown[0]!r} in this program, which has {', '.join(self.kinds)}")
+        slack = 1.0
+        for _ in range(20):
+            row = self._solution(limits, slack)
+            if row is None:
+                raise ValueError(self._impossible(limits))
+            if not limits or over(limits, self.kinds, row[None])[0] <= 1e-12:
+                return row
+            slack -= 1e-9  # rounding in the solver let it slip over the limit
+        raise ValueError(self._impossible(limits))
+
+    def _solution(self, limits: Mapping[str, float], slack: float) -> Indices | None:
+        offsets = np.cumsum([0, *(len(b.choices) for b in self.blocks)])
+        n = int(offsets[-1])
+        values = np.concatenate([b.values for b in self.blocks]) if self.blocks else np.zeros((0, 1 + len(self.kinds)))
+        equal, right = self._equalities(offsets)
+        constraints = [LinearConstraint(equal, right, right)]
+        names = list(self.kinds)
+        for kind, limit in limits.items():
+            row = values[:, 1 + names.index(kind)] * (ROW_SCALE / limit)
+            constraints.append(LinearConstraint(row[None], -np.inf, ROW_SCALE * slack))
+        excess = np.concatenate([b.values[:, 0] - b.values[:, 0].min() for b in self.blocks]) if self.blocks else values[:, 0]
+        found = milp(
+            excess * (OBJECTIVE_SCALE / max(float(excess.max(initial=0.0)), 1e-300)),
+            constraints=constraints,
+            integrality=np.ones(n),
+            bounds=Bounds(0, 1),
+            options={"mip_rel_gap": 1e-9},
+        )
+        return None if found.x is None else self._decode(found.x, offsets)
+
+    def _equalities(self, offsets: NDArray[np.int64]) -> tuple[sparse.csr_array, Table]:
+        """One choice for each block, and equal marginals wherever a block shares a gene with an earlier one."""
+        rows: list[tuple[NDArray[np.int64], Table]] = []
+        right: list[float] = []
+        owner: dict[int, int] = {}
+        for b, block in enumerate(self.blocks):
+            rows.append((np.arange(offsets[b], offsets[b + 1]), np.ones(len(block.choices))))
+            right.append(1.0)
+            for column, gene in enumerate(block.genes):
+                first = owner.setdefault(gene, b)
+                if first == b:
+                    continue
+                other = self.blocks[first]
+                theirs = other.choices[:, other.genes.index(gene)]
+                for choice in np.flatnonzero(self.space.admissible[gene])[1:]:
+                    mine = np.flatnonzero(block.choices[:, column] == choice) + offsets[b]
+                    its = np.flatnonzero(theirs == choice) + offsets[first]
+                    rows.append((np.concatenate([mine, its]), np.repeat([1.0, -1.0], [len(mine), len(its)])))
+                    right.append(0.0)
+        at = np.repeat(np.arange(len(rows)), [len(columns) for columns, _ in rows])
+        columns = np.concatenate([c for c, _ in rows]) if rows else np.zeros(0, dtype=np.int64)
+        data = np.concatenate([v for _, v in rows]) if rows else np.zeros(0)
+        return sparse.csr_array((data, (at, columns)), shape=(len(rows), int(offsets[-1]))), np.array(right)
+
+    def _decode(self, solution: Table, offsets: NDArray[np.int64]) -> Indices:
+        row = np.array([np.flatnonzero(mask)[-1] for mask in self.space.admissible], dtype=np.int64)
+        members = {min(group): group for group in self.space.ties}
+        for b, block in enumerate(self.blocks):
+            taken = block.choices[int(np.argmax(solution[offsets[b] : offsets[b + 1]]))]
+            for gene, choice in zip(block.genes, taken, strict=True):
+                row[list(members.get(gene, (gene,)))] = choice
+        return self.space.canonical(row[None])[0]
+
+    def _impossible(self, limits: Mapping[str, float]) -> str:
+        said = []
+        for kind, limit in limits.items():
+            alone = Program(self.space, self.kinds[kind], {}).solve({})
+            least = float(self.kinds[kind].value(alone[None])[0])
+            unit = UNITS.get(kind, "")
+            said.append(f"{kind} <= {si(limit, unit)} (the smallest alone reaches {si(least, unit, 6)})")
+        return f"no subnet has {' and '.join(said)}; raise a limit"
+
+
+def allocate(
+    space: SearchSpace, objective: Factors, budgets: Mapping[str, float], kinds: Mapping[str, Factors]
+) -> Indices:
+    """[d] the canonical row that minimises `objective` within all `budgets` (kind -> limit, in the kind's unit).
+
+    Raises:
+        ValueError: an unknown kind, or no subnet is within all budgets.
+    """
+    unknown = [kind for kind in budgets if kind not in kinds]
+    if unknown:
+        raise ValueError(f"a budget names its kind, one of {', '.join(kinds)}; got {unknown[0]!r}")
+    return Program(space, objective, {kind: kinds[kind] for kind in budgets}).solve(budgets)
+
+
+def undominated(values: Table) -> NDArray[np.int64]:
+    """Positions of the rows of [n, m] that no other row equals or undercuts in every column (of equal rows, the first)."""
+    order = np.lexsort(values.T[::-1])
+    kept: list[int] = []
+    for i in order:
+        if not kept or not (values[kept] <= values[i]).all(1).any():
+            kept.append(int(i))
+    return np.array(kept, dtype=np.int64)

@@ -1,0 +1,99 @@
+"""What a search is about: which subnets, worth how much, at what cost, within which limits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from search.allocation import Program
+from supernet.cost import Costs, Factors, label, over
+from supernet.interfaces import Predictor
+from supernet.space import Indices, SearchSpace
+
+Table = NDArray[np.float64]
+WITHIN = 1e-12
+"""Relative excess over a limit that is rounding of a sum, not cost."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Hard limits that hold together.
+
+    Attributes:
+        label: its name, as the user typed the limits.
+        limits: kind -> limit in the kind's unit.
+    """
+
+    label: str
+    limits: dict[str, float]
+
+
+class Problem:
+    """Maximise the predicted score and minimise each kind of cost that some budget limits.
+
+    Args:
+        space: the subnets to choose from; a view is honoured.
+        costs: their costs.
+        predictor: what they are worth, higher is better.
+        budgets: mappings kind -> limit (number, number with SI prefix, or wXaY), at least one.
+
+    Attributes:
+        kinds: the limited kinds, in order of first mention; the costs among the objectives.
+        witnesses: [budgets, d] a subnet within each budget: the cheapest in its first kind.
+
+    Raises:
+        ValueError: no budgets, an unreadable one, or limits that no subnet meets together.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        costs: Costs,
+        predictor: Predictor,
+        budgets: Mapping[str, str | float] | Sequence[Mapping[str, str | float]],
+    ) -> None:
+        many = [budgets] if isinstance(budgets, Mapping) else list(budgets)
+        if not many:
+            raise ValueError("a search needs at least one budget, e.g. budgets=[{'bitops': 'w4a4'}]")
+        self.space, self.costs, self.predictor = space, costs, predictor
+        limits = [costs.parse(budget) for budget in many]
+        self.budgets = tuple(Budget(*named) for named in zip(_labels(many), limits, strict=True))
+        self.kinds: dict[str, Factors] = {kind: costs.kinds[kind] for b in self.budgets for kind in b.limits}
+        self.witnesses = np.stack([self._witness(b) for b in self.budgets])
+
+    def _witness(self, budget: Budget) -> Indices:
+        first = next(iter(budget.limits))
+        kinds = {kind: self.kinds[kind] for kind in budget.limits}
+        return Program(self.space, self.kinds[first], kinds).solve(budget.limits)
+
+    def scores(self, indices: Indices) -> Table:
+        """[n] predicted scores."""
+        return self.predictor.predict(indices)[0]
+
+    def objectives(self, indices: Indices) -> Table:
+        """[n, 1 + kinds] to be minimised: minus the predicted score, then each kind of cost."""
+        return np.stack([-self.scores(indices), *(f.value(indices) for f in self.kinds.values())], axis=1)
+
+    def within(self, budget: Budget, indices: Indices) -> NDArray[np.bool_]:
+        """[n] whether each row keeps every limit."""
+        return over(budget.limits, self.kinds, indices) <= WITHIN
+
+    def reachable(self, kind: str) -> tuple[float, float]:
+        """Smallest and largest cost of one kind in this view, exactly."""
+        factors = self.costs.kinds[kind]
+        rows = np.stack([Program(self.space, factors * sign, {}).solve({}) for sign in (1.0, -1.0)])
+        low, high = factors.value(rows)
+        return float(low), float(high)
+
+
+def _labels(budgets: Sequence[Mapping[str, str | float]]) -> list[str]:
+    """Names of budgets; a name that comes again gets a number."""
+    names: list[str] = []
+    for budget in budgets:
+        name = label(budget)
+        again = sum(n == name or n.startswith(f"{name}#") for n in names)
+        names.append(f"{name}#{again + 1}" if again else name)
+    return names

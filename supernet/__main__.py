@@ -1,0 +1,76 @@
+"""Door `train`: data, model, supernet, calibration, training, run directory."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from supernet.desk import desk
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+
+def main(cfg: DictConfig) -> None:
+    """Train as `cfg` (conf/train.yaml) says and write the run directory."""
+    import torch
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf
+
+    from supernet.config import build
+    from supernet.elastic.supernet import SuperNet
+    from supernet.training.fit import train
+
+    out = Path(HydraConfig.get().runtime.output_dir)
+    settings = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(settings, dict)
+    if cfg.resume:
+        settings = _stored(out, list(HydraConfig.get().overrides.task))
+    elif (out / "supernet.safetensors").exists() and not cfg.overwrite:
+        raise ValueError(f"{out.name} already holds a supernet; give resume=true to go on, overwrite=true to replace it, or another run=")
+    if settings["threads"]:
+        torch.set_num_threads(int(settings["threads"]))
+    torch.manual_seed(int(settings["seed"]))
+    trusted = tuple(cfg.trust)
+    task = build(settings["task"], trusted=trusted)
+    model = build(settings["backbone"], trusted=trusted, n_classes=task.n_classes, in_channels=task.in_channels)
+    net = SuperNet(model, task.example(), **build(settings["space"], trusted=trusted))
+    net.calibrate(task.recalibrate(int(settings["calibration_images"])))
+    net.compile(str(settings["compile"]))
+    train(
+        net,
+        task,
+        out=out,
+        epochs=int(settings["epochs"]),
+        sampler=build(settings["sampler"], trusted=trusted, space=net.space, costs=net.costs),
+        losses=build(settings["loss"], trusted=trusted),
+        subnets=int(settings["subnets"]),
+        schedule=build(settings["schedule"], trusted=trusted),
+        validation=settings["validation"],
+        validation_images=int(settings["validation_images"]),
+        logger=build(settings["logger"], trusted=trusted, out=out) if settings["logger"] else None,
+        trainer=settings["trainer"],
+        seed=int(settings["seed"]),
+        resume=bool(cfg.resume),
+        config=settings,
+    )
+    print(f"trained: {out}")
+
+
+def _stored(out: Path, overrides: list[str]) -> dict[str, Any]:
+    """The settings of the run that is resumed."""
+    from omegaconf import OmegaConf
+
+    others = [o for o in overrides if o.split("=")[0].lstrip("+") not in ("run", "resume", "trust")]
+    if others:
+        raise ValueError(f"a resumed run keeps the settings that it was started with; leave out {', '.join(others)}, or start another run=")
+    if not (out / "config.yaml").exists():
+        raise FileNotFoundError(f"{out.name} has nothing to resume: config.yaml is missing; start it without resume=true")
+    stored = OmegaConf.to_container(OmegaConf.load(out / "config.yaml"), resolve=True)
+    assert isinstance(stored, dict)
+    return {str(key): value for key, value in stored.items()}
+
+
+if __name__ == "__main__":
+    sys.exit(desk("train", main))

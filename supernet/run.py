@@ -1,0 +1,128 @@
+"""A run directory: written by training, read by every later stage.
+
+    supernet.safetensors   weights, scales, BatchNorm statistics
+    space.json             dimensions, fingerprint, the options that made them, provenance
+    config.yaml            the resolved configuration (runs started from Hydra)
+
+Files are plain and carry no class names, except config.yaml, whose targets go through `supernet.config.build`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from supernet.artefacts import load_tensors, provenance, read_json, save_tensors, write_json, write_text
+from supernet.config import NumberFormat, build, registered
+from supernet.elastic.supernet import SuperNet
+from supernet.interfaces import Task
+
+WEIGHT_SOURCES = {"weights": None, "pretrained": False}
+FACTORY = "supernet.backbones.python.from_factory"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory in memory.
+
+    Attributes:
+        path: the directory.
+        net: the supernet with its trained weights.
+        task: the run's task; None where the run was made from Python objects.
+        config: the resolved configuration, {} where there is none.
+        trained: epochs of training behind the weights.
+    """
+
+    path: Path
+    net: SuperNet
+    task: Task | None
+    config: dict[str, Any]
+    trained: int
+
+
+def save(net: SuperNet, out: Path | str, *, config: Mapping[str, Any] | None = None, seed: int | None = None, trained: int = 0) -> None:
+    """Write the run directory; each file appears whole or not at all."""
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    if config:
+        from omegaconf import OmegaConf
+
+        write_text(out / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(config))))
+    made = {"options": net.options, "example": list(net.example.shape), "audit": net.audit(), "epochs": trained}
+    write_json(out / "space.json", net.space.plain() | made | {"provenance": provenance(seed)})
+    tensors = {name: t.detach().cpu().contiguous() for name, t in net.state_dict().items()}
+    save_tensors(out / "supernet.safetensors", tensors, {"fingerprint": net.fingerprint, "epochs": trained})
+
+
+def load(path: Path | str, *, model: Callable[[], nn.Module] | nn.Module | None = None, trusted: Sequence[str] = ()) -> Run:
+    """A run directory back.
+
+    Args:
+        path: the directory.
+        model: for runs that were given a module: the module, or a function that makes it.
+        trusted: targets or factories of your own that the run's config may name.
+
+    Raises:
+        FileNotFoundError: not a run directory.
+        ValueError: a file is broken, names what it must not, or belongs to another space.
+    """
+    path = Path(path)
+    for name in ("space.json", "supernet.safetensors"):
+        if not (path / name).exists():
+            raise FileNotFoundError(f"{path} is not a run directory: {name} is missing; make one with `elastibit train run={path}`")
+    space = read_json(path / "space.json")
+    config = _config(path / "config.yaml")
+    task = build(config["task"], trusted=trusted) if "task" in config else None
+    module = _model(model, config, task, trusted)
+    options = space["options"] | {"formats": [_format(f) for f in space["options"]["formats"]]}
+    net = SuperNet(module, torch.zeros(space["example"]), **options)
+    if net.fingerprint != space["fingerprint"]:
+        raise ValueError(f"{path} is of space {space['fingerprint']}, this model makes {net.fingerprint}; give the model that the run was made with")
+    state, metadata = load_tensors(path / "supernet.safetensors")
+    if metadata.get("fingerprint") != net.fingerprint:
+        raise ValueError(f"{path / 'supernet.safetensors'} is of space {metadata.get('fingerprint')}, space.json of {net.fingerprint}; restore the pair")
+    net.load_state_dict(state)
+    return Run(path, net.eval(), task, config, int(space["epochs"]))
+
+
+def _format(described: Mapping[str, Any]) -> NumberFormat:
+    """The number format of a plain description, found by its class name among those that conf/format registers."""
+    settings = {key: value for key, value in described.items() if key != "kind"}
+    for target in registered():
+        if target.startswith("supernet.formats.") and target.endswith(f".{described['kind']}"):
+            return build({"_target_": target} | settings)
+    raise ValueError(f"number format {described['kind']!r} is not registered; add conf/format/<name>.yaml that names its class")
+
+
+def _config(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    from omegaconf import OmegaConf
+    from yaml import YAMLError
+
+    try:
+        config = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except YAMLError as error:
+        raise ValueError(f"{path} is not YAML ({str(error).splitlines()[0]}); restore it from the run's origin") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} must hold a mapping of groups, got {type(config).__name__}; restore it from the run's origin")
+    return {str(key): value for key, value in config.items()}
+
+
+def _model(model: Callable[[], nn.Module] | nn.Module | None, config: dict[str, Any], task: Task | None, trusted: Sequence[str]) -> nn.Module:
+    if isinstance(model, nn.Module):
+        return model
+    if model is not None:
+        return model()
+    node = config.get("backbone")
+    if node is None or task is None:
+        raise ValueError("this run was made from a module, not from a configuration; pass model=<the module or a function that makes it>")
+    if node.get("_target_") == FACTORY and node.get("factory") not in trusted:
+        raise ValueError(f"the run's config names a factory of its own, {node.get('factory')!r}; allow it with trust=[{node.get('factory')}]")
+    known = {key: value for key, value in WEIGHT_SOURCES.items() if key in node}
+    return build(node | known, trusted=trusted, n_classes=task.n_classes, in_channels=task.in_channels)
