@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from search.allocation import Program
 from supernet.cost import Costs, Factors, label, over
 from supernet.interfaces import Predictor
 from supernet.space import Indices, SearchSpace
@@ -41,11 +40,11 @@ class Problem:
         budgets: mappings kind -> limit (number, number with SI prefix, or wXaY), at least one.
 
     Attributes:
+        budgets: the limits, in the kinds' units.
         kinds: the limited kinds, in order of first mention; the costs among the objectives.
-        witnesses: [budgets, d] a subnet within each budget: the cheapest in its first kind.
 
     Raises:
-        ValueError: no budgets, an unreadable one, or limits that no subnet meets together.
+        ValueError: no budgets, or one that cannot be read or reached.
     """
 
     def __init__(
@@ -62,12 +61,6 @@ class Problem:
         limits = [costs.parse(budget) for budget in many]
         self.budgets = tuple(Budget(*named) for named in zip(_labels(many), limits, strict=True))
         self.kinds: dict[str, Factors] = {kind: costs.kinds[kind] for b in self.budgets for kind in b.limits}
-        self.witnesses = np.stack([self._witness(b) for b in self.budgets])
-
-    def _witness(self, budget: Budget) -> Indices:
-        first = next(iter(budget.limits))
-        kinds = {kind: self.kinds[kind] for kind in budget.limits}
-        return Program(self.space, self.kinds[first], kinds).solve(budget.limits)
 
     def scores(self, indices: Indices) -> Table:
         """[n] predicted scores."""
@@ -80,13 +73,6 @@ class Problem:
     def within(self, budget: Budget, indices: Indices) -> NDArray[np.bool_]:
         """[n] whether each row keeps every limit."""
         return over(budget.limits, self.kinds, indices) <= WITHIN
-
-    def reachable(self, kind: str) -> tuple[float, float]:
-        """Smallest and largest cost of one kind in this view, exactly."""
-        factors = self.costs.kinds[kind]
-        rows = np.stack([Program(self.space, factors * sign, {}).solve({}) for sign in (1.0, -1.0)])
-        low, high = factors.value(rows)
-        return float(low), float(high)
 
 
 def _labels(budgets: Sequence[Mapping[str, str | float]]) -> list[str]:

@@ -72,6 +72,7 @@ class SearchSpace:
         self.admissible: tuple[NDArray[np.bool_], ...] = tuple(np.ones(n, dtype=bool) for n in self.sizes)
         self.ties: tuple[tuple[int, ...], ...] = ()
         self._conditions = [self._compile(d, i) for i, d in enumerate(self.dimensions)]
+        self._neighbours: tuple[list[NDArray[np.int64]], list[NDArray[np.int64]]] | None = None
 
     def _compile(self, dimension: Dimension, at: int) -> list[tuple[int, NDArray[np.bool_]]]:
         conditions = []
@@ -159,7 +160,10 @@ class SearchSpace:
 
         Bits of a QuantConfig move within one (granularity, symmetry); where that form ends, any form of the next bits is taken.
         """
-        return [self._ladder(i, -1) for i in range(len(self))], [self._ladder(i, 1) for i in range(len(self))]
+        if self._neighbours is None:
+            down, up = ([self._ladder(i, sign) for i in range(len(self))] for sign in (-1, 1))
+            self._neighbours = down, up
+        return self._neighbours
 
     def _ladder(self, i: int, direction: int) -> NDArray[np.int64]:
         choices, mask = self.dimensions[i].choices, self.admissible[i]
@@ -171,13 +175,20 @@ class SearchSpace:
         return step
 
     def spread(self, indices: Indices, gene: NDArray[np.int64], value: NDArray[np.int64]) -> Indices:
-        """Rows in which gene[r] of row r, and whatever is tied to it, has become value[r]."""
-        changed = indices.copy()
+        """Rows in which gene[r] of row r, and whatever is tied to it, has become value[r].
+
+        Genes that this activates take the value they are tied to, else their first admissible choice.
+        """
+        changed, active = indices.copy(), self.active(indices)
         rows = np.arange(len(indices))
         changed[rows, gene] = value
+        first = np.array([int(np.argmax(mask)) for mask in self.admissible], dtype=np.int64)
+        changed = np.where(self.active(changed) & ~active, first, changed)
         for group in self.ties:
-            hit = np.isin(gene, group)
-            changed[np.ix_(hit, group)] = value[hit, None]
+            members = np.array(group)
+            leader = np.where(np.isin(gene, group), gene, members[np.argmax(active[:, members], axis=1)])
+            led = active[:, members].any(1)
+            changed[np.ix_(led, members)] = changed[rows, leader][led, None]
         return self.canonical(changed)
 
     # -- landmarks ---------------------------------------------------------------------------------------------------------------

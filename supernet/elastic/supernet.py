@@ -88,7 +88,7 @@ class SuperNet(nn.Module):
         for layer in found:
             swap(model, layer.name, *(pinned if layer.name in edge else (weights, inputs)))
         self.model: nn.Module = place_sites(model, SITE) if sites else model
-        self._run: Any = self.model
+        self._run: tuple[Any] = (self.model,)  # in a tuple, so that it is not registered a second time
         self.stages = {name: m for name, m in self.model.named_modules() if isinstance(m, Stage)}
         self.layers = tuple(Layer(**vars(f), active_if=self._condition(f.name)) for f in found)
         self.space = SearchSpace(self._dimensions())
@@ -159,8 +159,8 @@ class SuperNet(nn.Module):
             self._bind(np.asarray(before))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits of the active subnet."""
-        return self._run(x)
+        """Logits of the active subnet. A compiled graph serves training only: evaluation has other batch sizes and modes."""
+        return (self._run[0] if torch.is_grad_enabled() else self.model)(x)
 
     @contextmanager
     def floating(self) -> Iterator[SuperNet]:
@@ -185,7 +185,7 @@ class SuperNet(nn.Module):
         if mode == "whole" and elastic:
             raise ValueError(f"compile=whole needs a space without architecture dimensions, this one has {', '.join(elastic)}; use compile=regional")
         compile_quantizers(mode == "regional")
-        self._run = torch.compile(self.model, fullgraph=True) if mode == "whole" else self.model
+        self._run = (torch.compile(self.model, fullgraph=True) if mode == "whole" else self.model,)
         self.compiled = mode
 
     # -- scales and copies -----------------------------------------------------------------------------------------------------

@@ -88,6 +88,7 @@ class Op(nn.Module):
     Attributes:
         grid: of the output; None: real numbers.
         activation: `relu` or `relu6` that was absorbed in the grid's bounds; the float twin still needs to know.
+        site: path of the quantizer in the subnet whose grid this is.
     """
 
     def __init__(self, name: str, inputs: Sequence[str]) -> None:
@@ -95,6 +96,7 @@ class Op(nn.Module):
         self.name, self.inputs = name, tuple(inputs)
         self.grid: Grid | None = None
         self.activation: str | None = None
+        self.site: str | None = None
 
     @property
     def kind(self) -> str:
@@ -186,13 +188,14 @@ class Average(Op):
 
 
 class Layer(Op):
-    """A convolution or linear layer with integer weights: value = scale_x scale_w (sum (x - zero_x)(w - zero_w) + bias).
+    """A convolution or linear layer with integer weights: value = scale_x scale_w / fine (fine sum (x - zero_x)(w - zero_w) + bias).
 
     Attributes:
         codes: [k, ...] weight codes of `bits` bits, two's complement.
         zero: [k] or [1] weight zero-points.
         scale: [k] or [1] weight scales.
-        bias: [k] int32 values (kept as int64) in units of scale_x scale_w, or None.
+        bias: [k] int32 values (kept as int64) in units of scale_x scale_w / fine, or None.
+        fine: a power of two by which an int8 container may multiply the codes, so that the bias is held as finely.
         weight, shift: the same layer in float, normalisation folded: for the float twin.
         constant: output channels that no input can change.
     """
@@ -206,7 +209,7 @@ class Layer(Op):
 
     def __init__(self, name: str, inputs: Sequence[str], bits: int, reach: int) -> None:
         super().__init__(name, inputs)
-        self.bits, self.reach, self.constant = bits, reach, 0
+        self.bits, self.reach, self.constant, self.fine = bits, reach, 0, 1
 
     def hold(self, codes: Tensor, zero: Tensor, scale: Tensor, bias: Tensor | None, weight: Tensor, shift: Tensor | None) -> None:
         """Take the tensors; see the attributes."""
@@ -231,7 +234,7 @@ class Layer(Op):
         sums = self.accumulate((x - grid.zero).to(dtype), self.centred.to(dtype)).double()
         shape = (-1, *[1] * (self.codes.dim() - 2))
         if self.bias is not None:
-            sums = sums + self.bias.view(shape)
+            sums = sums + self.bias.view(shape) / self.fine
         return self.kept(sums.float() * (self.scale * grid.scale).view(shape))
 
     def accumulate(self, x: Tensor, w: Tensor) -> Tensor:

@@ -34,9 +34,9 @@ def backward(grad: Tensor, v: Tensor, scale: Tensor, zero: Tensor, low: Tensor, 
     ratio = v / scale
     code = torch.round(ratio) + zero
     clamped = torch.clamp(code, low, high)
-    inside = clamped == code
-    grad_v = torch.where(inside, grad, 0.0)
-    grad_scale = grad * (clamped - zero - torch.where(inside, ratio, 0.0))
+    outside = clamped != code
+    grad_v = grad.masked_fill(outside, 0.0)
+    grad_scale = grad * (clamped - zero - ratio.masked_fill(outside, 0.0))
     return grad_v, grad_scale, (grad_v - grad) * scale
 
 

@@ -1,0 +1,302 @@
+"""NSGA-II on index rows, for all budgets at once.
+
+Deb et al., A fast and elitist multiobjective genetic algorithm: NSGA-II, IEEE TEC 2002. Survival is DEAP's; tournament and variation
+are vectorised here, with the caller's generator, since DEAP's use the global one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from deap import base, tools
+from numpy.typing import NDArray
+
+from supernet.cost import Costs, Factors, over, repair
+from supernet.samplers.cost_first import CostFirst
+from supernet.space import Indices, SearchSpace
+
+Table = NDArray[np.float64]
+SPAN = 0.5
+"""Half of the first generation costs between this share of its budget and all of it."""
+FAR = 0.2
+"""Relative excess beyond which steps are taken blindly, before they are chosen."""
+TRIES = 8
+"""Steps looked at before one is taken."""
+
+
+class NSGA2:
+    """Asks for rows that each keep one of the budgets, and is told their objectives: minus the score, then each limited kind of cost.
+
+    Every child is given one of the budgets in turn, brought within its limits by `repair`, and with probability `filling` has what is
+    left of them spent by `fill`; so the search works where the answers are. The best rows within each budget are kept for good.
+
+    Args:
+        space: what to choose from; a view is honoured.
+        costs: its costs.
+        budgets: limits, kind -> limit in the kind's unit; at least one, each reachable.
+        seeds: [k, d] rows of the first generation; those over every budget are repaired.
+        population: survivors of each generation, at least 4.
+        crossover: probability that a child has two parents, each gene from either with equal probability.
+        mutations: expected genes drawn anew in each child.
+        filling: probability that a child spends what its budget leaves.
+        keep: best rows remembered for each budget.
+
+    Raises:
+        ValueError: no budget, or an option out of range.
+    """
+
+    feedback: Literal["none", "train_loss", "select_loss"] = "train_loss"
+    every = 1
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        costs: Costs,
+        budgets: Sequence[Mapping[str, float]],
+        seeds: Indices | None = None,
+        population: int = 200,
+        crossover: float = 0.9,
+        mutations: float = 2.0,
+        filling: float = 0.7,
+        keep: int = 32,
+    ) -> None:
+        if not budgets or population < 4 or keep < 1 or not (0 <= crossover <= 1 and 0 <= filling <= 1) or mutations < 0:
+            raise ValueError(
+                "NSGA2 takes one or more budgets, population >= 4, keep >= 1, crossover and filling in [0, 1], mutations >= 0; "
+                f"got {len(budgets)}, {population}, {keep}, {crossover}, {filling}, {mutations}"
+            )
+        self.space, self.costs, self.budgets = space, costs, [dict(b) for b in budgets]
+        self.kinds = list(dict.fromkeys(kind for b in budgets for kind in b))
+        self.seeds = np.zeros((0, len(space)), dtype=np.int64) if seeds is None else space.canonical(seeds)
+        self.population, self.crossover, self.mutations = population, crossover, mutations
+        self.filling, self.keep = filling, keep
+        self.rows: Indices = np.zeros((0, len(space)), dtype=np.int64)
+        self.values: Table = np.zeros((0, 1 + len(self.kinds)))
+        self.crowding: Table = np.zeros(0)
+        self.best = [(self.rows, self.values) for _ in budgets]
+
+    # -- ask ---------------------------------------------------------------------------------------------------------------
+    def ask(self, n: int, rng: np.random.Generator) -> Indices:
+        """[at most n, d] new rows, each within some budget and none twice; the seeds first, if nothing was told yet."""
+        budget = np.arange(n) % len(self.budgets)
+        if len(self.rows) == 0:
+            rows = np.concatenate([self.seeds[:n], self._initial(budget[len(self.seeds) :], rng)])
+        else:
+            rows = self._children(budget, rng)
+        for b, limits in enumerate(self.budgets):
+            mine = budget == b
+            kinds = {kind: self.costs.kinds[kind] for kind in limits}
+            rows[mine] = fitted(self.space, rows[mine], limits, kinds, self.filling, rng)
+        _, first = np.unique(rows, axis=0, return_index=True)
+        return rows[np.sort(first)]
+
+    def _initial(self, budget: NDArray[np.int64], rng: np.random.Generator) -> Indices:
+        """Rows for the given budgets: half of them near it, half spread over all costs below."""
+        rows = self.space.sample_indices(len(budget), rng)
+        for b, limits in enumerate(self.budgets):
+            kind, limit = next(iter(limits.items()))
+            sampler = CostFirst(self.space, self.costs, kind=kind)
+            mine = np.flatnonzero(budget == b)
+            near = limit * rng.uniform(SPAN, 1.0, len(mine))
+            spread = np.exp(rng.uniform(np.log(min(sampler.edges[0], limit)), np.log(limit), len(mine)))
+            rows[mine] = sampler.at(np.where(np.arange(len(mine)) % 2 == 0, near, spread), rng)
+        return rows
+
+    def _children(self, budget: NDArray[np.int64], rng: np.random.Generator) -> Indices:
+        """Rows of two parents each, or mutated copies of one; parents live next to the child's budget."""
+        n = len(budget)
+        one, two = np.zeros(n, dtype=np.int64), np.zeros(n, dtype=np.int64)
+        for b in range(len(self.budgets)):
+            mine, pool = np.flatnonzero(budget == b), self._near(b)
+            one[mine], two[mine] = self._tournament(pool, len(mine), rng), self._tournament(pool, len(mine), rng)
+        mixed = crossed(self.space, self.rows[one], self.rows[two], rng)
+        rows = np.where(rng.random((n, 1)) < self.crossover, mixed, self.rows[one])
+        return mutated(self.space, rows, self.mutations / max(1, len(self.space)), rng)
+
+    def _near(self, b: int) -> NDArray[np.int64]:
+        """Positions of the population nearest to budget b: its share of the population, by the largest log excess over a limit."""
+        columns, limits = self._limits(b)
+        distance = np.abs(np.log(np.maximum(self.values[:, columns], 1e-300) / limits).max(1))
+        share = max(4, 2 * len(self.rows) // (1 + len(self.budgets)))
+        return np.argsort(distance, kind="stable")[:share]
+
+    def _limits(self, b: int) -> tuple[list[int], Table]:
+        """Columns of the objectives that budget b limits, and the limits."""
+        return [1 + self.kinds.index(kind) for kind in self.budgets[b]], np.array(list(self.budgets[b].values()))
+
+    def _tournament(self, pool: NDArray[np.int64], n: int, rng: np.random.Generator) -> NDArray[np.int64]:
+        """Winners of n duels among `pool`: who dominates, else who is less crowded."""
+        a, b = pool[rng.integers(len(pool), size=(2, n))]
+        better = self.crowding[a] >= self.crowding[b]
+        a_wins, b_wins = (dominates(self.values[i], self.values[j]) for i, j in ((a, b), (b, a)))
+        return np.where(a_wins | (better & ~b_wins), a, b)
+
+    # -- tell --------------------------------------------------------------------------------------------------------------
+    def tell(self, indices: Indices, scores: Table, step: int = 0, total_steps: int = 1) -> None:
+        """Objectives [n, 1 + kinds] of rows [n, d], all to be minimised; survivors are chosen."""
+        known = {tuple(row) for row in self.rows.tolist()}
+        new = np.array([tuple(row) not in known for row in indices.tolist()], dtype=bool)
+        rows, values = np.concatenate([self.rows, indices[new]]), np.concatenate([self.values, scores[new]])
+        self.best = [self._ranked(b, rows, values) for b in range(len(self.budgets))]
+        elite = {tuple(row) for kept, _ in self.best for row in kept[:1].tolist()}
+        chosen, crowding = survivors(values, self.population)
+        missing = [i for i, row in enumerate(rows.tolist()) if tuple(row) in elite and i not in set(chosen.tolist())]
+        chosen = np.concatenate([chosen, np.array(missing, dtype=np.int64)])
+        self.rows, self.values = rows[chosen], values[chosen]
+        self.crowding = np.concatenate([crowding, np.full(len(missing), np.inf)])
+
+    def _ranked(self, b: int, rows: Indices, values: Table) -> tuple[Indices, Table]:
+        """The best rows within budget b, best first; equal scores: the cheaper first."""
+        kept, theirs = self.best[b]
+        rows, values = np.concatenate([kept, rows]), np.concatenate([theirs, values])
+        columns, limits = self._limits(b)
+        inside = np.flatnonzero((values[:, columns] <= limits * (1 + 1e-12)).all(1))
+        order = inside[np.lexsort((values[inside, columns[0]], values[inside, 0]))]
+        _, first = np.unique(rows[order], axis=0, return_index=True)
+        order = order[np.sort(first)][: self.keep]
+        return rows[order], values[order]
+
+    def front(self) -> tuple[Indices, Table]:
+        """Non-dominated rows [n, d] of all that were kept, and their objectives [n, 1 + kinds]; by falling score."""
+        rows = np.concatenate([self.rows, *(kept for kept, _ in self.best)])
+        values = np.concatenate([self.values, *(theirs for _, theirs in self.best)])
+        _, first = np.unique(rows, axis=0, return_index=True)
+        rows, values = rows[first], values[first]
+        free = np.array([not dominates(values, v[None]).any() for v in values], dtype=bool)
+        order = np.flatnonzero(free)[np.argsort(values[free, 0], kind="stable")]
+        return rows[order], values[order]
+
+    # -- state -------------------------------------------------------------------------------------------------------------
+    def state_dict(self) -> dict[str, Any]:
+        """Population, crowding and the best of each budget, as lists."""
+        return {
+            "rows": self.rows.tolist(),
+            "values": self.values.tolist(),
+            "crowding": self.crowding.tolist(),
+            "best": [[rows.tolist(), values.tolist()] for rows, values in self.best],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state_dict` was taken."""
+        if len(state["best"]) != len(self.budgets):
+            raise ValueError(f"state is of {len(state['best'])} budgets, this search has {len(self.budgets)}")
+        self.rows, self.values = self._arrays(state["rows"], state["values"])
+        self.crowding = np.array(state["crowding"], dtype=float)
+        self.best = [self._arrays(rows, values) for rows, values in state["best"]]
+
+    def _arrays(self, rows: list[list[int]], values: list[list[float]]) -> tuple[Indices, Table]:
+        shaped = np.array(rows, dtype=np.int64).reshape(-1, len(self.space))
+        return shaped, np.array(values, dtype=float).reshape(-1, 1 + len(self.kinds))
+
+
+def dominates(a: Table, b: Table) -> NDArray[np.bool_]:
+    """[n] whether each a is nowhere worse than its b and somewhere better (minimising; broadcasts)."""
+    return (a <= b).all(1) & (a < b).any(1)
+
+
+def crossed(space: SearchSpace, one: Indices, two: Indices, rng: np.random.Generator) -> Indices:
+    """Rows with each gene from either parent; what only one of them uses comes from that one."""
+    uses_one, uses_two = space.active(one), space.active(two)
+    from_one = np.where(uses_one == uses_two, rng.random(one.shape) < 0.5, uses_one)
+    return settled(space, np.where(from_one, one, two), uses_one | uses_two, rng)
+
+
+def mutated(space: SearchSpace, rows: Indices, rate: float, rng: np.random.Generator) -> Indices:
+    """Each gene changed with probability `rate`: half of them one step up or down, half drawn anew."""
+    drawn = sample_free(space, len(rows), rng)
+    down, up = (stepped(rows, table) for table in space.neighbours())
+    kind, act = rng.random(rows.shape), rng.random(rows.shape) < rate
+    moved = np.where(kind < 0.5, drawn, np.where(kind < 0.75, down, up))
+    return settled(space, np.where(act, moved, rows), space.active(rows), rng)
+
+
+def stepped(rows: Indices, table: list[NDArray[np.int64]]) -> Indices:
+    """[n, d] the next choice of every gene."""
+    return np.stack([choices[rows[:, i]] for i, choices in enumerate(table)], axis=1)
+
+
+def settled(space: SearchSpace, rows: Indices, set_before: NDArray[np.bool_], rng: np.random.Generator) -> Indices:
+    """Canonical rows in which active genes that had no value before are drawn."""
+    woken = space.active(rows) & ~set_before
+    return space.canonical(np.where(woken, sample_free(space, len(rows), rng), rows))
+
+
+def fitted(
+    space: SearchSpace,
+    rows: Indices,
+    limits: Mapping[str, float],
+    kinds: Mapping[str, Factors],
+    filling: float,
+    rng: np.random.Generator,
+) -> Indices:
+    """Rows within the limits, changed as little as that takes; a share `filling` of them has what is left spent.
+
+    Steps are drawn at random; downwards, the step that just suffices is preferred to those that overshoot.
+    """
+    down, up = space.neighbours()
+    far = over(limits, kinds, rows) > FAR
+    rows[far] = repair(space, rows[far], {kind: limit * (1 + FAR) for kind, limit in limits.items()}, kinds, rng)
+    bad = np.flatnonzero(over(limits, kinds, rows) > 0)
+    while len(bad):
+        options, cost = _steps(space, rows[bad], down, limits, kinds, rng)
+        fits = cost <= 0
+        preference = np.where(fits, 2 + cost, np.where(np.isfinite(cost), rng.random(cost.shape), -np.inf))
+        pick = np.argmax(preference, axis=1)
+        rows[bad] = options[np.arange(len(bad)), pick]
+        bad = bad[~fits.any(1) & np.isfinite(cost).any(1)]
+    open_ = np.flatnonzero(rng.random(len(rows)) < filling)
+    while len(open_):
+        options, cost = _steps(space, rows[open_], up, limits, kinds, rng)
+        fits = cost <= 0
+        pick = np.argmax(rng.random(cost.shape) * fits, axis=1)
+        some = fits.any(1)
+        rows[open_[some]] = options[some, pick[some]]
+        open_ = open_[some]
+    return rows
+
+
+def _steps(
+    space: SearchSpace,
+    rows: Indices,
+    table: list[NDArray[np.int64]],
+    limits: Mapping[str, float],
+    kinds: Mapping[str, Factors],
+    rng: np.random.Generator,
+) -> tuple[Indices, Table]:
+    """[n, c, d] rows one random step away, and their relative excess over the limits [n, c] (inf where no step is left)."""
+    following = stepped(rows, table)
+    movable = (following != rows) & space.active(rows)
+    count = min(TRIES, rows.shape[1])
+    genes = np.argsort(-rng.random(rows.shape) * movable, axis=1)[:, :count]
+    at = np.arange(len(rows))[:, None]
+    flat = space.spread(np.repeat(rows, count, axis=0), genes.ravel(), following[at, genes].ravel())
+    excess = over(limits, kinds, flat).reshape(-1, count)
+    return flat.reshape(len(rows), count, -1), np.where(movable[at, genes], excess, np.inf)
+
+
+def sample_free(space: SearchSpace, n: int, rng: np.random.Generator) -> Indices:
+    """[n, d] admissible choices for every gene, whether active or not; tied genes are drawn alike."""
+    columns = [np.flatnonzero(mask)[rng.integers(mask.sum(), size=n)] for mask in space.admissible]
+    rows = np.stack(columns, axis=1)
+    for group in space.ties:
+        rows[:, list(group)] = rows[:, [group[0]]]
+    return rows
+
+
+def survivors(values: Table, k: int) -> tuple[NDArray[np.int64], Table]:
+    """Positions of the k of [n, m] that NSGA-II keeps (front by front, the last one by crowding), and their crowding distances."""
+    fitness = type("Fitness", (base.Fitness,), {"weights": (-1.0,) * values.shape[1]})
+    points = [_Point(fitness(tuple(row)), i) for i, row in enumerate(values.tolist())]
+    chosen = tools.selNSGA2(points, min(k, len(points)), nd="log")
+    return np.array([p.at for p in chosen], dtype=np.int64), np.array([p.fitness.crowding_dist for p in chosen])
+
+
+class _Point:
+    """What DEAP calls an individual."""
+
+    __slots__ = ("at", "fitness")
+
+    def __init__(self, fitness: Any, at: int) -> None:
+        self.fitness, self.at = fitness, at
