@@ -119,7 +119,7 @@ def tested(
     recalibration: Iterable[Float[Tensor, "n ..."]],
     batches: Iterable[Batch],
 ) -> NDArray[np.bool_]:
-    """[images] outcomes of one subnet after its BatchNorm statistics were recalibrated; the supernet is left as it was."""
+    """[images] outcomes of one subnet with BatchNorm statistics of its own; the supernet is left as it was."""
     device = next(net.parameters()).device
     with net.as_subnet(config), recalibrated(net, (x.to(device) for x in recalibration)):
         return outcomes(net, batches)
@@ -143,9 +143,10 @@ def measure(
 
 
 def plan(net: SuperNet, n: int, rng: np.random.Generator, sampler: Sampler | None = None) -> list[SubnetConfig]:
-    """The n distinct subnets that `collect` measures: landmarks first (uniform bits, largest, smallest), then drawn ones.
+    """The n distinct subnets that `collect` measures: landmarks first (uniform bits, extremes), then drawn ones.
 
-    A longer plan starts with a shorter one from an equal generator. Fewer come back where the space has no more to offer.
+    A longer plan starts with a shorter one from an equal generator. Fewer come back where the space has no more to
+    offer.
     """
     space = net.space
     sampler = sampler or CostFirst(space, net.costs)
@@ -185,8 +186,8 @@ def collect(
 ) -> Pairs:
     """Measure n distinct subnets, spread evenly over log cost, each with its own BatchNorm statistics.
 
-    Which subnets depends on `rng` alone, and each is written as soon as it is measured: a run that was killed goes on where
-    it stopped and ends with the same set. Pairs that the file has already are kept and not measured again.
+    Which subnets depends on `rng` alone, and each is written as soon as it is measured: a run that was killed goes on
+    where it stopped and ends with the same set. Pairs that the file has already are kept and not measured again.
 
     Args:
         net: the supernet, calibrated or trained.
@@ -251,7 +252,9 @@ def _check(records: Iterable[Mapping[str, Any]], origin: Mapping[str, Any], path
     for number, record in enumerate(records, 1):
         missing = [key for key in ("id", "row", "score", "halves", "costs", *origin) if key not in record]
         if missing:
-            raise ValueError(f"{path}: line {number} has no {', '.join(missing)}; delete that line, the others are kept")
+            raise ValueError(
+                f"{path}: line {number} has no {', '.join(missing)}; delete that line, the others are kept"
+            )
         for key, value in origin.items():
             if record[key] != value:
                 raise ValueError(
@@ -261,11 +264,9 @@ def _check(records: Iterable[Mapping[str, Any]], origin: Mapping[str, Any], path
 
 
 def weights_digest(net: SuperNet) -> str:
-    """Sixteen hexadecimal digits of all learned values; another training gives others. BatchNorm statistics do not count."""
+    """Sixteen hexadecimal digits of all learned values (not BatchNorm statistics): another training gives others."""
     digest = hashlib.sha256()
     for name, parameter in sorted(net.named_parameters()):
         digest.update(name.encode())
         digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
-
-

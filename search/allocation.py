@@ -1,7 +1,8 @@
 """The best subnet of an additive score under hard budgets, exactly: an integer program over joint choices.
 
-Mixed-precision allocation as an integer program goes back to HAWQ-V3 (Yao et al., ICML 2021, arXiv:2011.10680); over (weight, input) pairs
-LIMPQ (Tang et al., ECCV 2022, arXiv:2203.08368). Here architecture genes, ties and any conjunction of budgets take part.
+Mixed-precision allocation as an integer program goes back to HAWQ-V3 (Yao et al., ICML 2021, arXiv:2011.10680); over
+(weight, input) pairs LIMPQ (Tang et al., ECCV 2022, arXiv:2203.08368). Here architecture genes, ties and any
+conjunction of budgets take part.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from supernet.space import Indices, SearchSpace
 
 Table = NDArray[np.float64]
 ROW_SCALE = 1e4
-"""Budget rows are multiplied by this: the solver's feasibility tolerance (1e-6, absolute) then is 1e-10 of the limit."""
+"""Budget rows are multiplied by this: the solver's feasibility tolerance (1e-6, absolute) is 1e-10 of the limit."""
 OBJECTIVE_SCALE = 1e5
 """Largest coefficient of the objective: the solver stops within 1e-6, absolute, of the optimum."""
 
@@ -44,10 +45,11 @@ class Block:
 class Program:
     """An integer program over one space, for one objective and some kinds of cost, to be solved at many limits.
 
-    Each term of the objective and of the costs is a table over a few genes; terms over the same genes are added up, and each such
-    *block* has a binary variable for each joint choice, exactly one of which is 1. Blocks that share a gene (the depth of a stage,
-    tied bits) must agree on it. A joint choice that costs as much or more than another in every kind and scores no better, while
-    the shared genes are equal, is dropped first; that leaves about ten of the 392 pairs of a layer.
+    Each term of the objective and of the costs is a table over a few genes; terms over the same genes are added up,
+    and each such *block* has a binary variable for each joint choice, exactly one of which is 1. Blocks that share a
+    gene (the depth of a stage, tied bits) must agree on it. A joint choice that costs as much or more than another in
+    every kind and scores no better, while the shared genes are equal, is dropped first; that leaves about ten of the
+    392 pairs of a layer.
 
     Args:
         space: what may be chosen; ties and admissible choices of a view are honoured.
@@ -70,7 +72,9 @@ class Program:
         shared = {g for g in set().union(*hosts) if sum(g in host for host in hosts) > 1} if hosts else set()
         blocks = []
         for host in hosts:
-            own = [(k, dims, table) for k, genes, dims, table in terms if next(h for h in hosts if set(genes) <= h) == host]
+            own = [
+                (k, dims, table) for k, genes, dims, table in terms if next(h for h in hosts if set(genes) <= h) == host
+            ]
             blocks.append(self._block(tuple(sorted(host)), own, len(functions), shared))
         return blocks
 
@@ -102,7 +106,7 @@ class Program:
         return Block(genes, choices[at], values[at])
 
     def _rows(self, genes: Sequence[int], choices: NDArray[np.int64]) -> Indices:
-        """[k, d] rows with these genes (and what is tied to them), made canonical, so that inactive genes are looked up at 0."""
+        """[k, d] rows with these genes and what is tied to them; inactive ones are 0, as in canonical rows."""
         rows = np.zeros((len(choices), len(self.space)), dtype=np.int64)
         members = {min(group): group for group in self.space.ties}
         for column, gene in enumerate(genes):
@@ -138,7 +142,11 @@ class Program:
         for kind, limit in limits.items():
             row = values[:, 1 + names.index(kind)] * (ROW_SCALE / limit)
             constraints.append(LinearConstraint(row[None], -np.inf, ROW_SCALE * slack))
-        excess = np.concatenate([b.values[:, 0] - b.values[:, 0].min() for b in self.blocks]) if self.blocks else values[:, 0]
+        excess = (
+            np.concatenate([b.values[:, 0] - b.values[:, 0].min() for b in self.blocks])
+            if self.blocks
+            else values[:, 0]
+        )
         found = milp(
             excess * (OBJECTIVE_SCALE / max(float(excess.max(initial=0.0)), 1e-300)),
             constraints=constraints,
@@ -206,7 +214,7 @@ def allocate(
 
 
 def undominated(values: Table) -> NDArray[np.int64]:
-    """Positions of the rows of [n, m] that no other row equals or undercuts in every column (of equal rows, the first)."""
+    """Positions of the rows of [n, m] that no other row undercuts or equals in every column (of equals, one)."""
     order = np.lexsort(values.T[::-1])
     kept: list[int] = []
     for i in order:

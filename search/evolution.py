@@ -1,7 +1,7 @@
 """NSGA-II on index rows, for all budgets at once.
 
-Deb et al., A fast and elitist multiobjective genetic algorithm: NSGA-II, IEEE TEC 2002. Survival is DEAP's; tournament and variation
-are vectorised here, with the caller's generator, since DEAP's use the global one.
+Deb et al., A fast and elitist multiobjective genetic algorithm: NSGA-II, IEEE TEC 2002. Survival is DEAP's;
+tournament and variation are vectorised here, with the caller's generator, since DEAP's use the global one.
 """
 
 from __future__ import annotations
@@ -13,24 +13,23 @@ import numpy as np
 from deap import base, tools
 from numpy.typing import NDArray
 
-from supernet.cost import Costs, Factors, over, repair
+from supernet.cost import Costs
 from supernet.samplers.cost_first import CostFirst
 from supernet.space import Indices, SearchSpace
 
 Table = NDArray[np.float64]
 SPAN = 0.5
 """Half of the first generation costs between this share of its budget and all of it."""
-FAR = 0.2
-"""Relative excess beyond which steps are taken blindly, before they are chosen."""
 TRIES = 8
 """Steps looked at before one is taken."""
 
 
 class NSGA2:
-    """Asks for rows that each keep one of the budgets, and is told their objectives: minus the score, then each limited kind of cost.
+    """Asks for rows that keep some budget, and is told their objectives: minus the score, then each limited cost.
 
-    Every child is given one of the budgets in turn, brought within its limits by `repair`, and with probability `filling` has what is
-    left of them spent by `fill`; so the search works where the answers are. The best rows within each budget are kept for good.
+    Every child is given one of the budgets in turn, has parents next to it, and is taken down or up in small steps
+    until it is just
+    within: the search works where the answers are. The best row within each budget survives in any case.
 
     Args:
         space: what to choose from; a view is honoured.
@@ -41,7 +40,6 @@ class NSGA2:
         crossover: probability that a child has two parents, each gene from either with equal probability.
         mutations: expected genes drawn anew in each child.
         filling: probability that a child spends what its budget leaves.
-        keep: best rows remembered for each budget.
 
     Raises:
         ValueError: no budget, or an option out of range.
@@ -60,37 +58,45 @@ class NSGA2:
         crossover: float = 0.9,
         mutations: float = 2.0,
         filling: float = 0.7,
-        keep: int = 32,
     ) -> None:
-        if not budgets or population < 4 or keep < 1 or not (0 <= crossover <= 1 and 0 <= filling <= 1) or mutations < 0:
+        if not budgets or population < 4 or not (0 <= crossover <= 1 and 0 <= filling <= 1) or mutations < 0:
             raise ValueError(
-                "NSGA2 takes one or more budgets, population >= 4, keep >= 1, crossover and filling in [0, 1], mutations >= 0; "
-                f"got {len(budgets)}, {population}, {keep}, {crossover}, {filling}, {mutations}"
+                "NSGA2 takes one or more budgets, population >= 4, crossover and filling in [0, 1], mutations >= 0; "
+                f"got {len(budgets)}, {population}, {crossover}, {filling}, {mutations}"
             )
         self.space, self.costs, self.budgets = space, costs, [dict(b) for b in budgets]
         self.kinds = list(dict.fromkeys(kind for b in budgets for kind in b))
+        # Limits as [budgets, kinds], inf where a budget says nothing; a sum of floats may round up by an ulp or two.
+        self.bounds = np.array([[b.get(kind, np.inf) for kind in self.kinds] for b in self.budgets]) * (1 + 1e-12)
         self.seeds = np.zeros((0, len(space)), dtype=np.int64) if seeds is None else space.canonical(seeds)
         self.population, self.crossover, self.mutations = population, crossover, mutations
-        self.filling, self.keep = filling, keep
+        self.filling = filling
         self.rows: Indices = np.zeros((0, len(space)), dtype=np.int64)
         self.values: Table = np.zeros((0, 1 + len(self.kinds)))
         self.crowding: Table = np.zeros(0)
         self.best = [(self.rows, self.values) for _ in budgets]
 
-    # -- ask ---------------------------------------------------------------------------------------------------------------
+    # -- ask ----------------------------------------------------------------------------------------------------
     def ask(self, n: int, rng: np.random.Generator) -> Indices:
         """[at most n, d] new rows, each within some budget and none twice; the seeds first, if nothing was told yet."""
         budget = np.arange(n) % len(self.budgets)
         if len(self.rows) == 0:
             rows = np.concatenate([self.seeds[:n], self._initial(budget[len(self.seeds) :], rng)])
+            settled = self._inside(rows).any(1) & (np.arange(n) < len(self.seeds))
         else:
-            rows = self._children(budget, rng)
-        for b, limits in enumerate(self.budgets):
-            mine = budget == b
-            kinds = {kind: self.costs.kinds[kind] for kind in limits}
-            rows[mine] = fitted(self.space, rows[mine], limits, kinds, self.filling, rng)
+            rows, settled = self._children(budget, rng), np.zeros(n, dtype=bool)
+        rows[~settled] = self.fitted(rows[~settled], self.bounds[budget[~settled]], rng)
+        rows = rows[self._inside(rows).any(1)]
         _, first = np.unique(rows, axis=0, return_index=True)
         return rows[np.sort(first)]
+
+    def _inside(self, rows: Indices) -> NDArray[np.bool_]:
+        """[n, budgets] whether each row is within each budget."""
+        return np.all(self._spent(rows)[:, None] <= self.bounds, axis=2)
+
+    def _spent(self, rows: Indices) -> Table:
+        """[n, kinds] costs."""
+        return np.stack([self.costs.kinds[kind].value(rows) for kind in self.kinds], axis=1)
 
     def _initial(self, budget: NDArray[np.int64], rng: np.random.Generator) -> Indices:
         """Rows for the given budgets: half of them near it, half spread over all costs below."""
@@ -116,15 +122,11 @@ class NSGA2:
         return mutated(self.space, rows, self.mutations / max(1, len(self.space)), rng)
 
     def _near(self, b: int) -> NDArray[np.int64]:
-        """Positions of the population nearest to budget b: its share of the population, by the largest log excess over a limit."""
-        columns, limits = self._limits(b)
-        distance = np.abs(np.log(np.maximum(self.values[:, columns], 1e-300) / limits).max(1))
+        """Positions of the population nearest to budget b (largest log ratio of cost to limit): its share of it."""
+        limited = np.isfinite(self.bounds[b])
+        ratio = np.maximum(self.values[:, 1:][:, limited], 1e-300) / self.bounds[b][limited]
         share = max(4, 2 * len(self.rows) // (1 + len(self.budgets)))
-        return np.argsort(distance, kind="stable")[:share]
-
-    def _limits(self, b: int) -> tuple[list[int], Table]:
-        """Columns of the objectives that budget b limits, and the limits."""
-        return [1 + self.kinds.index(kind) for kind in self.budgets[b]], np.array(list(self.budgets[b].values()))
+        return np.argsort(np.abs(np.log(ratio).max(1)), kind="stable")[:share]
 
     def _tournament(self, pool: NDArray[np.int64], n: int, rng: np.random.Generator) -> NDArray[np.int64]:
         """Winners of n duels among `pool`: who dominates, else who is less crowded."""
@@ -133,29 +135,63 @@ class NSGA2:
         a_wins, b_wins = (dominates(self.values[i], self.values[j]) for i, j in ((a, b), (b, a)))
         return np.where(a_wins | (better & ~b_wins), a, b)
 
-    # -- tell --------------------------------------------------------------------------------------------------------------
+    def fitted(self, rows: Indices, bounds: Table, rng: np.random.Generator) -> Indices:
+        """Rows within their bounds [n, kinds], changed as little as that takes; a share of them has what is left spent.
+
+        Steps are drawn at random; downwards, one that just suffices is preferred to those that overshoot. Where no
+        steps are left a row may stay outside (`ask` drops it).
+        """
+        down, up = self.space.neighbours()
+        bad = np.flatnonzero((self._spent(rows) > bounds).any(1))
+        while len(bad):
+            options, excess = self._steps(rows[bad], down, bounds[bad], rng)
+            left, fits = np.isfinite(excess), excess <= 0
+            pick = np.argmax(np.where(fits, 2 + excess, np.where(left, rng.random(excess.shape), -1.0)), axis=1)
+            rows[bad] = options[np.arange(len(bad)), pick]
+            bad = bad[~fits.any(1) & left.any(1)]
+        spending = np.flatnonzero(rng.random(len(rows)) < self.filling)
+        while len(spending):
+            options, excess = self._steps(rows[spending], up, bounds[spending], rng)
+            fits = excess <= 0
+            pick, some = np.argmax(rng.random(excess.shape) * fits, axis=1), fits.any(1)
+            spending = spending[some]
+            rows[spending] = options[some, pick[some]]
+        return rows
+
+    def _steps(
+        self, rows: Indices, table: list[NDArray[np.int64]], bounds: Table, rng: np.random.Generator
+    ) -> tuple[Indices, Table]:
+        """[n, c, d] rows one random step away, and their excess over the bounds [n, c] (inf where no step is left)."""
+        following = stepped(rows, table)
+        movable = (following != rows) & self.space.active(rows)
+        count = min(TRIES, rows.shape[1])
+        genes = np.argsort(-rng.random(rows.shape) * movable, axis=1)[:, :count]
+        at = np.arange(len(rows))[:, None]
+        flat = self.space.spread(np.repeat(rows, count, axis=0), genes.ravel(), following[at, genes].ravel())
+        excess = (self._spent(flat).reshape(len(rows), count, -1) / bounds[:, None] - 1).max(2)
+        return flat.reshape(len(rows), count, -1), np.where(movable[at, genes], excess, np.inf)
+
+    # -- tell ---------------------------------------------------------------------------------------------------
     def tell(self, indices: Indices, scores: Table, step: int = 0, total_steps: int = 1) -> None:
         """Objectives [n, 1 + kinds] of rows [n, d], all to be minimised; survivors are chosen."""
         known = {tuple(row) for row in self.rows.tolist()}
         new = np.array([tuple(row) not in known for row in indices.tolist()], dtype=bool)
         rows, values = np.concatenate([self.rows, indices[new]]), np.concatenate([self.values, scores[new]])
-        self.best = [self._ranked(b, rows, values) for b in range(len(self.budgets))]
-        elite = {tuple(row) for kept, _ in self.best for row in kept[:1].tolist()}
+        self.best = [self._best(b, rows, values) for b in range(len(self.budgets))]
+        elite = {tuple(row) for kept, _ in self.best for row in kept.tolist()}
         chosen, crowding = survivors(values, self.population)
         missing = [i for i, row in enumerate(rows.tolist()) if tuple(row) in elite and i not in set(chosen.tolist())]
         chosen = np.concatenate([chosen, np.array(missing, dtype=np.int64)])
         self.rows, self.values = rows[chosen], values[chosen]
         self.crowding = np.concatenate([crowding, np.full(len(missing), np.inf)])
 
-    def _ranked(self, b: int, rows: Indices, values: Table) -> tuple[Indices, Table]:
-        """The best rows within budget b, best first; equal scores: the cheaper first."""
+    def _best(self, b: int, rows: Indices, values: Table) -> tuple[Indices, Table]:
+        """The best row within budget b, [1 or 0, d], and its objectives; of equal scores, the cheaper."""
         kept, theirs = self.best[b]
         rows, values = np.concatenate([kept, rows]), np.concatenate([theirs, values])
-        columns, limits = self._limits(b)
-        inside = np.flatnonzero((values[:, columns] <= limits * (1 + 1e-12)).all(1))
-        order = inside[np.lexsort((values[inside, columns[0]], values[inside, 0]))]
-        _, first = np.unique(rows[order], axis=0, return_index=True)
-        order = order[np.sort(first)][: self.keep]
+        inside = np.flatnonzero((values[:, 1:] <= self.bounds[b]).all(1))
+        cost = values[inside, 1 + self.kinds.index(next(iter(self.budgets[b])))]
+        order = inside[np.lexsort((cost, values[inside, 0]))][:1]
         return rows[order], values[order]
 
     def front(self) -> tuple[Indices, Table]:
@@ -168,7 +204,7 @@ class NSGA2:
         order = np.flatnonzero(free)[np.argsort(values[free, 0], kind="stable")]
         return rows[order], values[order]
 
-    # -- state -------------------------------------------------------------------------------------------------------------
+    # -- state --------------------------------------------------------------------------------------------------
     def state_dict(self) -> dict[str, Any]:
         """Population, crowding and the best of each budget, as lists."""
         return {
@@ -193,7 +229,7 @@ class NSGA2:
 
 def dominates(a: Table, b: Table) -> NDArray[np.bool_]:
     """[n] whether each a is nowhere worse than its b and somewhere better (minimising; broadcasts)."""
-    return (a <= b).all(1) & (a < b).any(1)
+    return np.all(a <= b, axis=1) & np.any(a < b, axis=1)
 
 
 def crossed(space: SearchSpace, one: Indices, two: Indices, rng: np.random.Generator) -> Indices:
@@ -223,59 +259,6 @@ def settled(space: SearchSpace, rows: Indices, set_before: NDArray[np.bool_], rn
     return space.canonical(np.where(woken, sample_free(space, len(rows), rng), rows))
 
 
-def fitted(
-    space: SearchSpace,
-    rows: Indices,
-    limits: Mapping[str, float],
-    kinds: Mapping[str, Factors],
-    filling: float,
-    rng: np.random.Generator,
-) -> Indices:
-    """Rows within the limits, changed as little as that takes; a share `filling` of them has what is left spent.
-
-    Steps are drawn at random; downwards, the step that just suffices is preferred to those that overshoot.
-    """
-    down, up = space.neighbours()
-    far = over(limits, kinds, rows) > FAR
-    rows[far] = repair(space, rows[far], {kind: limit * (1 + FAR) for kind, limit in limits.items()}, kinds, rng)
-    bad = np.flatnonzero(over(limits, kinds, rows) > 0)
-    while len(bad):
-        options, cost = _steps(space, rows[bad], down, limits, kinds, rng)
-        fits = cost <= 0
-        preference = np.where(fits, 2 + cost, np.where(np.isfinite(cost), rng.random(cost.shape), -np.inf))
-        pick = np.argmax(preference, axis=1)
-        rows[bad] = options[np.arange(len(bad)), pick]
-        bad = bad[~fits.any(1) & np.isfinite(cost).any(1)]
-    open_ = np.flatnonzero(rng.random(len(rows)) < filling)
-    while len(open_):
-        options, cost = _steps(space, rows[open_], up, limits, kinds, rng)
-        fits = cost <= 0
-        pick = np.argmax(rng.random(cost.shape) * fits, axis=1)
-        some = fits.any(1)
-        rows[open_[some]] = options[some, pick[some]]
-        open_ = open_[some]
-    return rows
-
-
-def _steps(
-    space: SearchSpace,
-    rows: Indices,
-    table: list[NDArray[np.int64]],
-    limits: Mapping[str, float],
-    kinds: Mapping[str, Factors],
-    rng: np.random.Generator,
-) -> tuple[Indices, Table]:
-    """[n, c, d] rows one random step away, and their relative excess over the limits [n, c] (inf where no step is left)."""
-    following = stepped(rows, table)
-    movable = (following != rows) & space.active(rows)
-    count = min(TRIES, rows.shape[1])
-    genes = np.argsort(-rng.random(rows.shape) * movable, axis=1)[:, :count]
-    at = np.arange(len(rows))[:, None]
-    flat = space.spread(np.repeat(rows, count, axis=0), genes.ravel(), following[at, genes].ravel())
-    excess = over(limits, kinds, flat).reshape(-1, count)
-    return flat.reshape(len(rows), count, -1), np.where(movable[at, genes], excess, np.inf)
-
-
 def sample_free(space: SearchSpace, n: int, rng: np.random.Generator) -> Indices:
     """[n, d] admissible choices for every gene, whether active or not; tied genes are drawn alike."""
     columns = [np.flatnonzero(mask)[rng.integers(mask.sum(), size=n)] for mask in space.admissible]
@@ -286,7 +269,7 @@ def sample_free(space: SearchSpace, n: int, rng: np.random.Generator) -> Indices
 
 
 def survivors(values: Table, k: int) -> tuple[NDArray[np.int64], Table]:
-    """Positions of the k of [n, m] that NSGA-II keeps (front by front, the last one by crowding), and their crowding distances."""
+    """Positions of the k of [n, m] that NSGA-II keeps, and their crowding distances."""
     fitness = type("Fitness", (base.Fitness,), {"weights": (-1.0,) * values.shape[1]})
     points = [_Point(fitness(tuple(row)), i) for i, row in enumerate(values.tolist())]
     chosen = tools.selNSGA2(points, min(k, len(points)), nd="log")

@@ -75,6 +75,34 @@ class Problem:
         return over(budget.limits, self.kinds, indices) <= WITHIN
 
 
+class Archive:
+    """The best rows met within each budget, whichever algorithm met them.
+
+    Args:
+        problem: whose budgets.
+        keep: rows kept for each budget.
+    """
+
+    def __init__(self, problem: Problem, keep: int = 64) -> None:
+        self.problem, self.keep = problem, keep
+        empty = np.zeros((0, len(problem.space)), dtype=np.int64)
+        self.best: list[tuple[Indices, Table]] = [(empty, np.zeros(0)) for _ in problem.budgets]
+
+    def add(self, rows: Indices, scores: Table) -> None:
+        """Rows [n, d] with their predicted scores [n]; each is kept under every budget that it keeps."""
+        for b, budget in enumerate(self.problem.budgets):
+            inside = self.problem.within(budget, rows)
+            kept, theirs = self.best[b]
+            every, values = np.concatenate([kept, rows[inside]]), np.concatenate([theirs, scores[inside]])
+            _, first = np.unique(every, axis=0, return_index=True)
+            order = np.sort(first)[np.argsort(-values[np.sort(first)], kind="stable")][: self.keep]
+            self.best[b] = every[order], values[order]
+
+    def top(self, b: int, n: int) -> Indices:
+        """[at most n, d] best rows within budget b, best first."""
+        return self.best[b][0][:n]
+
+
 def _labels(budgets: Sequence[Mapping[str, str | float]]) -> list[str]:
     """Names of budgets; a name that comes again gets a number."""
     names: list[str] = []

@@ -28,7 +28,9 @@ def main(cfg: DictConfig) -> None:
     if cfg.resume:
         settings = _stored(out, list(HydraConfig.get().overrides.task))
     elif (out / "supernet.safetensors").exists() and not cfg.overwrite:
-        raise ValueError(f"{out.name} already holds a supernet; give resume=true to go on, overwrite=true to replace it, or another run=")
+        raise ValueError(
+            f"{out.name} already holds a supernet; give resume=true to go on, overwrite=true to replace it, or another run="
+        )
     if settings["threads"]:
         torch.set_num_threads(int(settings["threads"]))
     torch.manual_seed(int(settings["seed"]))
@@ -64,9 +66,13 @@ def _stored(out: Path, overrides: list[str]) -> dict[str, Any]:
 
     others = [o for o in overrides if o.split("=")[0].lstrip("+") not in ("run", "resume", "trust")]
     if others:
-        raise ValueError(f"a resumed run keeps the settings that it was started with; leave out {', '.join(others)}, or start another run=")
+        raise ValueError(
+            f"a resumed run keeps the settings that it was started with; leave out {', '.join(others)}, or start another run="
+        )
     if not (out / "config.yaml").exists():
-        raise FileNotFoundError(f"{out.name} has nothing to resume: config.yaml is missing; start it without resume=true")
+        raise FileNotFoundError(
+            f"{out.name} has nothing to resume: config.yaml is missing; start it without resume=true"
+        )
     stored = OmegaConf.to_container(OmegaConf.load(out / "config.yaml"), resolve=True)
     assert isinstance(stored, dict)
     return {str(key): value for key, value in stored.items()}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import importlib.metadata
 import io
 import json
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
     from torch import Tensor
 
 log = logging.getLogger(__name__)
@@ -274,7 +276,7 @@ def progress(description: str, total: int | None = None) -> Iterator[Progress]:
     On standard error: on a terminal a bar; elsewhere one line every `LINE_EVERY` seconds and one at the end of what
     took at least that long. Without `total` there is no estimate.
     """
-    if sys.stderr.isatty():
+    if _on_screen or sys.stderr.isatty():
         with _bar(description, total) as bar:
             yield bar
     else:
@@ -291,13 +293,30 @@ class _Bar:
         self._update(advance=n, **({} if note is None else {"note": note}))
 
 
+_on_screen: list[RichProgress] = []
+"""The display, while there is one: two would draw over each other, so an inner part adds its bar to the outer's."""
+
+
 @contextlib.contextmanager
 def _bar(description: str, total: int | None) -> Iterator[_Bar]:
-    from functools import partial
+    with _display() as display:
+        task = display.add_task(description, total=total, note="")
+        try:
+            yield _Bar(functools.partial(display.update, task))
+        finally:
+            display.refresh()
+            if display.task_ids[0] != task:
+                display.remove_task(task)  # an inner part may come back many times
 
+
+@contextlib.contextmanager
+def _display() -> Iterator[RichProgress]:
     from rich import progress as rich
     from rich.console import Console
 
+    if _on_screen:
+        yield _on_screen[0]
+        return
     columns = [
         rich.TextColumn("{task.description}", markup=False),
         rich.BarColumn(),
@@ -307,8 +326,12 @@ def _bar(description: str, total: int | None) -> Iterator[_Bar]:
         rich.TimeRemainingColumn(),
         rich.TextColumn("{task.fields[note]}", markup=False),
     ]
-    with rich.Progress(*columns, console=Console(stderr=True)) as bar:
-        yield _Bar(partial(bar.update, bar.add_task(description, total=total, note="")))
+    with rich.Progress(*columns, console=Console(stderr=True)) as display:
+        _on_screen.append(display)
+        try:
+            yield display
+        finally:
+            _on_screen.clear()
 
 
 class _Lines:

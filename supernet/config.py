@@ -242,7 +242,9 @@ def locate(target: str, trusted: Sequence[str] = ()) -> Any:
         raise ValueError(f"_target_ {target!r} does not exist ({error}); see conf/ for the names there are") from error
     defined = f"{getattr(found, '__module__', '?')}.{getattr(found, '__qualname__', '?')}"
     if ours and (defined != target or not callable(found)):
-        raise ValueError(f"_target_ must be defined where its name says, but {target!r} is {defined!r}; write that name if it is meant")
+        raise ValueError(
+            f"_target_ must be defined where its name says, but {target!r} is {defined!r}; write that name if it is meant"
+        )
     return found
 
 

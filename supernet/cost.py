@@ -139,7 +139,9 @@ class Costs:
             ValueError: an unknown kind, or a limit that cannot be read.
         """
         if kind not in self.kinds:
-            raise ValueError(f"a budget names its kind, one of {', '.join(self.kinds)}; got {kind!r} (e.g. budget.bitops=w4a4)")
+            raise ValueError(
+                f"a budget names its kind, one of {', '.join(self.kinds)}; got {kind!r} (e.g. budget.bitops=w4a4)"
+            )
         if isinstance(text, bool):
             raise ValueError(f"a limit of {kind} is a number or wXaY, got {text!r}")
         if isinstance(text, int | float):
@@ -149,7 +151,9 @@ class Costs:
         match = re.fullmatch(r"\s*([0-9.]+(?:[eE][+-]?\d+)?)\s*([kMGTmun]?)\s*(\w*)\s*", text)
         unit = UNITS[kind]
         if not match or match[3] not in ("", unit):
-            raise ValueError(f"a limit of {kind} is a number with SI prefix in {unit} (e.g. 2.5M) or wXaY, got {text!r}")
+            raise ValueError(
+                f"a limit of {kind} is a number with SI prefix in {unit} (e.g. 2.5M) or wXaY, got {text!r}"
+            )
         return _positive(kind, float(match[1]) * SI[match[2]])
 
     def reachable(self, kind: str) -> tuple[float, float]:
@@ -163,7 +167,9 @@ class Costs:
             low = self.reachable(kind)[0]
             if limit < low * (1 - 1e-12):
                 unit = UNITS[kind]
-                raise ValueError(f"no subnet has {kind} <= {si(limit, unit)}; the smallest reaches {si(low, unit)}: raise the budget to that or more")
+                raise ValueError(
+                    f"no subnet has {kind} <= {si(limit, unit)}; the smallest reaches {si(low, unit)}: raise the budget to that or more"
+                )
 
     def parse(self, budget: Mapping[str, str | float]) -> dict[str, float]:
         """Limits by kind, in the kind's unit, checked against what can be reached.
@@ -172,7 +178,9 @@ class Costs:
             ValueError: not a mapping kind -> limit, an unknown kind, an unreadable or unreachable limit.
         """
         if not isinstance(budget, Mapping) or not budget:
-            raise ValueError(f"a budget is a mapping kind -> limit, e.g. {{'bitops': 'w4a4'}} with a kind of {', '.join(self.kinds)}; got {budget!r}")
+            raise ValueError(
+                f"a budget is a mapping kind -> limit, e.g. {{'bitops': 'w4a4'}} with a kind of {', '.join(self.kinds)}; got {budget!r}"
+            )
         limits = {kind: self.limit(kind, text) for kind, text in budget.items()}
         self.check(limits)
         return limits
@@ -195,7 +203,13 @@ def over(limits: Mapping[str, float], kinds: Mapping[str, Factors], indices: Ind
     return np.max(excess, axis=0) if excess else np.full(len(indices), -1.0)
 
 
-def repair(space: SearchSpace, indices: Indices, limits: Mapping[str, float], kinds: Mapping[str, Factors], rng: np.random.Generator) -> Indices:
+def repair(
+    space: SearchSpace,
+    indices: Indices,
+    limits: Mapping[str, float],
+    kinds: Mapping[str, Factors],
+    rng: np.random.Generator,
+) -> Indices:
     """Rows brought within all limits by taking random active genes one step down until they fit.
 
     Rows that fit are returned untouched. Limits must be reachable (`Costs.check`), else the smallest subnet comes back.
@@ -213,7 +227,9 @@ def repair(space: SearchSpace, indices: Indices, limits: Mapping[str, float], ki
         indices[bad] = moved
 
 
-def _descend(space: SearchSpace, rows: Indices, down: list[NDArray[np.int64]], steps: NDArray[np.int64], rng: np.random.Generator) -> Indices:
+def _descend(
+    space: SearchSpace, rows: Indices, down: list[NDArray[np.int64]], steps: NDArray[np.int64], rng: np.random.Generator
+) -> Indices:
     for k in range(int(steps.max(initial=0))):
         lower = np.stack([table[rows[:, i]] for i, table in enumerate(down)], axis=1)
         movable = (lower != rows) & space.active(rows)
@@ -224,7 +240,14 @@ def _descend(space: SearchSpace, rows: Indices, down: list[NDArray[np.int64]], s
     return rows
 
 
-def fill(space: SearchSpace, indices: Indices, limits: Mapping[str, float], kinds: Mapping[str, Factors], rng: np.random.Generator, rounds: int = 32) -> Indices:
+def fill(
+    space: SearchSpace,
+    indices: Indices,
+    limits: Mapping[str, float],
+    kinds: Mapping[str, Factors],
+    rng: np.random.Generator,
+    rounds: int = 32,
+) -> Indices:
     """Rows within the limits, with random genes taken one step up where the row still fits: slack is spent."""
     _, up = space.neighbours()
     for _round in range(rounds):

@@ -11,6 +11,7 @@ is needed.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib.util
 import os
@@ -121,6 +122,7 @@ def _open(verb: str, main: Callable[[DictConfig], Any], words: list[str]) -> Non
         try:
             return main(cfg)
         except Exception as error:
+            _drop_empty(Path(HydraConfig.get().runtime.output_dir))
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise  # the other jobs of a sweep still run, and Hydra says which one failed
             raise _Carried(error) from error
@@ -131,6 +133,13 @@ def _open(verb: str, main: Callable[[DictConfig], Any], words: list[str]) -> Non
         hydra.main(version_base="1.3", config_path="pkg://conf", config_name=verb)(job)()
     finally:
         sys.argv = typed
+
+
+def _drop_empty(folder: Path) -> None:
+    """Take away the output folder that Hydra made, where the door failed before it wrote anything."""
+    if folder != Path.cwd():
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 def _sorted(verb: str, words: list[str]) -> list[str]:

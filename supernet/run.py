@@ -45,7 +45,14 @@ class Run:
     trained: int
 
 
-def save(net: SuperNet, out: Path | str, *, config: Mapping[str, Any] | None = None, seed: int | None = None, trained: int = 0) -> None:
+def save(
+    net: SuperNet,
+    out: Path | str,
+    *,
+    config: Mapping[str, Any] | None = None,
+    seed: int | None = None,
+    trained: int = 0,
+) -> None:
     """Write the run directory; each file appears whole or not at all."""
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -59,7 +66,9 @@ def save(net: SuperNet, out: Path | str, *, config: Mapping[str, Any] | None = N
     save_tensors(out / "supernet.safetensors", tensors, {"fingerprint": net.fingerprint, "epochs": trained})
 
 
-def load(path: Path | str, *, model: Callable[[], nn.Module] | nn.Module | None = None, trusted: Sequence[str] = ()) -> Run:
+def load(
+    path: Path | str, *, model: Callable[[], nn.Module] | nn.Module | None = None, trusted: Sequence[str] = ()
+) -> Run:
     """A run directory back.
 
     Args:
@@ -74,7 +83,9 @@ def load(path: Path | str, *, model: Callable[[], nn.Module] | nn.Module | None 
     path = Path(path)
     for name in ("space.json", "supernet.safetensors"):
         if not (path / name).exists():
-            raise FileNotFoundError(f"{path} is not a run directory: {name} is missing; make one with `elastibit train run={path}`")
+            raise FileNotFoundError(
+                f"{path} is not a run directory: {name} is missing; make one with `elastibit train run={path}`"
+            )
     space = read_json(path / "space.json")
     config = _config(path / "config.yaml")
     task = build(config["task"], trusted=trusted) if "task" in config else None
@@ -82,10 +93,14 @@ def load(path: Path | str, *, model: Callable[[], nn.Module] | nn.Module | None 
     options = space["options"] | {"formats": [_format(f) for f in space["options"]["formats"]]}
     net = SuperNet(module, torch.zeros(space["example"]), **options)
     if net.fingerprint != space["fingerprint"]:
-        raise ValueError(f"{path} is of space {space['fingerprint']}, this model makes {net.fingerprint}; give the model that the run was made with")
+        raise ValueError(
+            f"{path} is of space {space['fingerprint']}, this model makes {net.fingerprint}; give the model that the run was made with"
+        )
     state, metadata = load_tensors(path / "supernet.safetensors")
     if metadata.get("fingerprint") != net.fingerprint:
-        raise ValueError(f"{path / 'supernet.safetensors'} is of space {metadata.get('fingerprint')}, space.json of {net.fingerprint}; restore the pair")
+        raise ValueError(
+            f"{path / 'supernet.safetensors'} is of space {metadata.get('fingerprint')}, space.json of {net.fingerprint}; restore the pair"
+        )
     net.load_state_dict(state)
     return Run(path, net.eval(), task, config, int(space["epochs"]))
 
@@ -96,7 +111,9 @@ def _format(described: Mapping[str, Any]) -> NumberFormat:
     for target in registered():
         if target.startswith("supernet.formats.") and target.endswith(f".{described['kind']}"):
             return build({"_target_": target} | settings)
-    raise ValueError(f"number format {described['kind']!r} is not registered; add conf/format/<name>.yaml that names its class")
+    raise ValueError(
+        f"number format {described['kind']!r} is not registered; add conf/format/<name>.yaml that names its class"
+    )
 
 
 def _config(path: Path) -> dict[str, Any]:
@@ -108,21 +125,31 @@ def _config(path: Path) -> dict[str, Any]:
     try:
         config = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     except YAMLError as error:
-        raise ValueError(f"{path} is not YAML ({str(error).splitlines()[0]}); restore it from the run's origin") from error
+        raise ValueError(
+            f"{path} is not YAML ({str(error).splitlines()[0]}); restore it from the run's origin"
+        ) from error
     if not isinstance(config, dict):
-        raise ValueError(f"{path} must hold a mapping of groups, got {type(config).__name__}; restore it from the run's origin")
+        raise ValueError(
+            f"{path} must hold a mapping of groups, got {type(config).__name__}; restore it from the run's origin"
+        )
     return {str(key): value for key, value in config.items()}
 
 
-def _model(model: Callable[[], nn.Module] | nn.Module | None, config: dict[str, Any], task: Task | None, trusted: Sequence[str]) -> nn.Module:
+def _model(
+    model: Callable[[], nn.Module] | nn.Module | None, config: dict[str, Any], task: Task | None, trusted: Sequence[str]
+) -> nn.Module:
     if isinstance(model, nn.Module):
         return model
     if model is not None:
         return model()
     node = config.get("backbone")
     if node is None or task is None:
-        raise ValueError("this run was made from a module, not from a configuration; pass model=<the module or a function that makes it>")
+        raise ValueError(
+            "this run was made from a module, not from a configuration; pass model=<the module or a function that makes it>"
+        )
     if node.get("_target_") == FACTORY and node.get("factory") not in trusted:
-        raise ValueError(f"the run's config names a factory of its own, {node.get('factory')!r}; allow it with trust=[{node.get('factory')}]")
+        raise ValueError(
+            f"the run's config names a factory of its own, {node.get('factory')!r}; allow it with trust=[{node.get('factory')}]"
+        )
     known = {key: value for key, value in WEIGHT_SOURCES.items() if key in node}
     return build(node | known, trusted=trusted, n_classes=task.n_classes, in_channels=task.in_channels)

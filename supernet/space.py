@@ -72,6 +72,7 @@ class SearchSpace:
         self.admissible: tuple[NDArray[np.bool_], ...] = tuple(np.ones(n, dtype=bool) for n in self.sizes)
         self.ties: tuple[tuple[int, ...], ...] = ()
         self._conditions = [self._compile(d, i) for i, d in enumerate(self.dimensions)]
+        self._first: NDArray[np.int64] | None = None
         self._neighbours: tuple[list[NDArray[np.int64]], list[NDArray[np.int64]]] | None = None
 
     def _compile(self, dimension: Dimension, at: int) -> list[tuple[int, NDArray[np.bool_]]]:
@@ -99,7 +100,9 @@ class SearchSpace:
         """The canonical form of [n, d] rows: tied genes take the value of their first active member, inactive genes become 0."""
         indices = np.array(indices, dtype=np.int64, ndmin=2)
         if indices.shape[1] != len(self) or (indices < 0).any() or (indices >= self.sizes).any():
-            raise ValueError(f"rows must have {len(self)} indices, each in 0..size-1 of its dimension; got shape {indices.shape}")
+            raise ValueError(
+                f"rows must have {len(self)} indices, each in 0..size-1 of its dimension; got shape {indices.shape}"
+            )
         active = self.active(indices)
         for group in self.ties:
             members = np.array(group)
@@ -113,7 +116,11 @@ class SearchSpace:
         """The SubnetConfig of one index row."""
         canonical = self.canonical(np.asarray(row)[None])
         active = self.active(canonical)[0]
-        return SubnetConfig(self.dimensions, canonical[0].tolist(), [d.name for d, on in zip(self.dimensions, active, strict=True) if on])
+        return SubnetConfig(
+            self.dimensions,
+            canonical[0].tolist(),
+            [d.name for d, on in zip(self.dimensions, active, strict=True) if on],
+        )
 
     def indices(self, configs: SubnetConfig | Mapping[str, Choice] | Iterable[Mapping[str, Choice]]) -> Indices:
         """[n, d] canonical rows of configurations (one configuration gives n = 1).
@@ -153,7 +160,9 @@ class SearchSpace:
 
     def mutate(self, indices: Indices, rate: float, rng: np.random.Generator) -> Indices:
         """Each gene drawn anew with probability `rate`."""
-        return self.canonical(np.where(rng.random(indices.shape) < rate, self.sample_indices(len(indices), rng), indices))
+        return self.canonical(
+            np.where(rng.random(indices.shape) < rate, self.sample_indices(len(indices), rng), indices)
+        )
 
     def neighbours(self) -> tuple[list[NDArray[np.int64]], list[NDArray[np.int64]]]:
         """For each dimension the next smaller and the next larger admissible choice of the same form (itself where there is none).
@@ -171,7 +180,10 @@ class SearchSpace:
         for j, here in enumerate(choices):
             further = [k for k in np.flatnonzero(mask) if direction * (magnitude(choices[k]) - magnitude(here)) > 0]
             if further:
-                step[j] = min(further, key=lambda k: (abs(magnitude(choices[k]) - magnitude(here)), not _same_form(choices[k], here)))
+                step[j] = min(
+                    further,
+                    key=lambda k: (abs(magnitude(choices[k]) - magnitude(here)), not _same_form(choices[k], here)),
+                )
         return step
 
     def spread(self, indices: Indices, gene: NDArray[np.int64], value: NDArray[np.int64]) -> Indices:
@@ -182,8 +194,9 @@ class SearchSpace:
         changed, active = indices.copy(), self.active(indices)
         rows = np.arange(len(indices))
         changed[rows, gene] = value
-        first = np.array([int(np.argmax(mask)) for mask in self.admissible], dtype=np.int64)
-        changed = np.where(self.active(changed) & ~active, first, changed)
+        if self._first is None:
+            self._first = np.array([int(np.argmax(mask)) for mask in self.admissible], dtype=np.int64)
+        changed = np.where(self.active(changed) & ~active, self._first, changed)
         for group in self.ties:
             members = np.array(group)
             leader = np.where(np.isin(gene, group), gene, members[np.argmax(active[:, members], axis=1)])
@@ -192,7 +205,12 @@ class SearchSpace:
         return self.canonical(changed)
 
     # -- landmarks ---------------------------------------------------------------------------------------------------------------
-    def uniform(self, bits: str, weight_form: tuple[Granularity, bool] = (PerChannel(), True), input_form: tuple[Granularity, bool] = (PerTensor(), True)) -> SubnetConfig:
+    def uniform(
+        self,
+        bits: str,
+        weight_form: tuple[Granularity, bool] = (PerChannel(), True),
+        input_form: tuple[Granularity, bool] = (PerTensor(), True),
+    ) -> SubnetConfig:
         """The largest architecture at uniform bits, e.g. `w4a4`: pinned layers stay pinned.
 
         A dimension that lacks these bits, in a space where others have them, takes the nearest it has.
@@ -207,9 +225,13 @@ class SearchSpace:
         forms = {"weight": weight_form, "input": input_form}
         row = np.zeros(len(self), dtype=np.int64)
         for kind, number in wanted.items():
-            offered = {magnitude(c) for d in self.dimensions if d.quantizes and d.name.endswith(kind) for c in d.choices}
+            offered = {
+                magnitude(c) for d in self.dimensions if d.quantizes and d.name.endswith(kind) for c in d.choices
+            }
             if number not in offered:
-                raise ValueError(f"{bits} asks for {number}-bit {kind}s, but this space offers {sorted(offered)}; choose one of these")
+                raise ValueError(
+                    f"{bits} asks for {number}-bit {kind}s, but this space offers {sorted(offered)}; choose one of these"
+                )
         for i, d in enumerate(self.dimensions):
             kind = d.name.rpartition(".")[2]
             row[i] = self._nearest(i, wanted.get(kind), forms.get(kind))
@@ -229,7 +251,9 @@ class SearchSpace:
     def extreme(self, sign: int) -> SubnetConfig:
         """The subnet with the smallest (sign -1) or largest (sign 1) choice of every gene, in the usual form."""
         forms = {"weight": (PerChannel(), True), "input": (PerTensor(), True)}
-        row = [self._nearest(i, sign * 10**6, forms.get(d.name.rpartition(".")[2])) for i, d in enumerate(self.dimensions)]
+        row = [
+            self._nearest(i, sign * 10**6, forms.get(d.name.rpartition(".")[2])) for i, d in enumerate(self.dimensions)
+        ]
         return self.config(row)
 
     def smallest(self) -> SubnetConfig:
@@ -261,7 +285,9 @@ class SearchSpace:
                 keep = np.array([rule(c) if callable(rule) else c in rule for c in self.dimensions[i].choices])
                 masks[i] = masks[i] & keep
                 if not masks[i].any():
-                    raise ValueError(f"{pattern!r} leaves {name} without a choice; it has {_few(self.dimensions[i].choices)}")
+                    raise ValueError(
+                        f"{pattern!r} leaves {name} without a choice; it has {_few(self.dimensions[i].choices)}"
+                    )
         view.admissible = tuple(masks)
         return view
 
@@ -284,14 +310,20 @@ class SearchSpace:
         for patterns in groups:
             group = sorted({self.position[name] for p in patterns for name in fnmatch.filter(self.position, p)})
             if len(group) < 2:
-                raise ValueError(f"a tie needs two or more dimensions, {list(patterns)} matches {len(group)}; there are {_few(self.position)}")
+                raise ValueError(
+                    f"a tie needs two or more dimensions, {list(patterns)} matches {len(group)}; there are {_few(self.position)}"
+                )
             if len({self.dimensions[i].choices for i in group}) > 1:
-                raise ValueError(f"tied dimensions need the same choices, these differ: {_few(self.dimensions[i].name for i in group)}")
+                raise ValueError(
+                    f"tied dimensions need the same choices, these differ: {_few(self.dimensions[i].name for i in group)}"
+                )
             if any(set(group) & set(other) for other in ties):
                 raise ValueError(f"a dimension can be in one tie only: {_few(self.dimensions[i].name for i in group)}")
             common = np.logical_and.reduce([masks[i] for i in group])
             if not common.any():
-                raise ValueError(f"tied dimensions have no admissible choice in common: {_few(self.dimensions[i].name for i in group)}")
+                raise ValueError(
+                    f"tied dimensions have no admissible choice in common: {_few(self.dimensions[i].name for i in group)}"
+                )
             for i in group:
                 masks[i] = common
             ties.append(tuple(group))
@@ -312,14 +344,20 @@ class SearchSpace:
         indices = np.asarray(indices)
         active = self.active(indices)
         columns = [_described(d)[indices[:, i]] * active[:, i, None] for i, d in enumerate(self.dimensions)]
-        return np.concatenate(columns, axis=1).astype(np.float32) if columns else np.zeros((len(indices), 0), np.float32)
+        return (
+            np.concatenate(columns, axis=1).astype(np.float32) if columns else np.zeros((len(indices), 0), np.float32)
+        )
 
     def plain(self) -> dict[str, Any]:
         """Dimensions, fingerprint and view as JSON holds them (space.json)."""
         return {
             "fingerprint": self.fingerprint,
             "dimensions": [
-                {"name": d.name, "choices": [plain(c) for c in d.choices], "active_if": [[n, [plain(c) for c in a]] for n, a in d.active_if]}
+                {
+                    "name": d.name,
+                    "choices": [plain(c) for c in d.choices],
+                    "active_if": [[n, [plain(c) for c in a]] for n, a in d.active_if],
+                }
                 for d in self.dimensions
             ],
             "admissible": [mask.tolist() for mask in self.admissible],
@@ -329,7 +367,10 @@ class SearchSpace:
     @property
     def fingerprint(self) -> str:
         """Sixteen hexadecimal digits; equal for spaces with the same dimensions, whatever the view."""
-        whole = [[d.name, [plain(c) for c in d.choices], [[n, [plain(c) for c in a]] for n, a in d.active_if]] for d in self.dimensions]
+        whole = [
+            [d.name, [plain(c) for c in d.choices], [[n, [plain(c) for c in a]] for n, a in d.active_if]]
+            for d in self.dimensions
+        ]
         return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -340,7 +381,12 @@ def _same_form(a: Choice, b: Choice) -> bool:
 def _described(dimension: Dimension) -> NDArray[np.float64]:
     if dimension.quantizes:
         quantized = [c for c in dimension.choices if isinstance(c, QuantConfig)]
-        return np.array([[1.0, c.bits / 8, 4.0 ** (2 - c.bits), isinstance(c.granularity, PerChannel), c.symmetric] for c in quantized])
+        return np.array(
+            [
+                [1.0, c.bits / 8, 4.0 ** (2 - c.bits), isinstance(c.granularity, PerChannel), c.symmetric]
+                for c in quantized
+            ]
+        )
     numbers = np.array([magnitude(c) for c in dimension.choices], dtype=float)
     return np.stack([np.ones_like(numbers), numbers / numbers.max()], axis=1)
 

@@ -27,8 +27,8 @@ CONF = ROOT / "conf"
 PACKAGES = ("supernet", "predictors", "search", "conf")
 
 # From the bottom to the top. A module may import what stands on a lower line, nothing else; so files that share a line
-# (or a folder, where the folder is named) do not know each other. The longest name that fits a module counts; `supernet`
-# itself means only its `__init__.py`.
+# (or a folder, where the folder is named) do not know each other. The longest name that fits a module counts;
+# `supernet` itself means only its `__init__.py`.
 ORDER = """
 supernet conf supernet.artefacts
 supernet.config
@@ -47,14 +47,13 @@ supernet.run
 supernet.training.module
 supernet.training.fit
 supernet.export.graph
+supernet.export.lower
 supernet.export.deploy
 supernet.export.onnx supernet.export.integer
 supernet.export.verify
 supernet.export.bundle
 predictors.pairs
 predictors
-search.allocation
-search.problem
 search
 search.run
 supernet.guide

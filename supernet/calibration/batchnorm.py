@@ -48,7 +48,9 @@ def recalibrate(model: nn.Module, batches: Iterable[Tensor]) -> None:
         for module, mode in modes:
             module.training = mode
     if not seen:
-        raise ValueError("BatchNorm recalibration needs at least one batch; raise the number of recalibration images above 0")
+        raise ValueError(
+            "BatchNorm recalibration needs at least one batch; raise the number of recalibration images above 0"
+        )
 
 
 @contextmanager

@@ -25,7 +25,9 @@ class QuantLayer(nn.Module):
     weight_quantizer: Quantizer
     input_quantizer: Quantizer
 
-    def quantize(self, weight_choices: Sequence[QuantConfig], input_choices: Sequence[QuantConfig], bypass: int = 0) -> Self:
+    def quantize(
+        self, weight_choices: Sequence[QuantConfig], input_choices: Sequence[QuantConfig], bypass: int = 0
+    ) -> Self:
         """Give the layer its quantizers; scales of the weight start from its values.
 
         Args:
@@ -89,4 +91,7 @@ class QuantLinear(QuantLayer, nn.Linear):
         return made.train(linear.training)
 
 
-ADAPTERS: dict[type[nn.Module], type[QuantConv2d] | type[QuantLinear]] = {nn.Conv2d: QuantConv2d, nn.Linear: QuantLinear}
+ADAPTERS: dict[type[nn.Module], type[QuantConv2d] | type[QuantLinear]] = {
+    nn.Conv2d: QuantConv2d,
+    nn.Linear: QuantLinear,
+}

@@ -12,7 +12,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from supernet.config import Choice, Granularity, Layer, LayerCost, NumberFormat, PerChannel, PerTensor, QuantConfig, SubnetConfig, build, plain
+from supernet.config import (
+    Choice,
+    Granularity,
+    Layer,
+    LayerCost,
+    NumberFormat,
+    PerChannel,
+    PerTensor,
+    QuantConfig,
+    SubnetConfig,
+    build,
+    plain,
+)
 from supernet.cost import Costs
 from supernet.elastic.layers import QuantLayer
 from supernet.elastic.stage import Stage
@@ -81,10 +93,15 @@ class SuperNet(nn.Module):
         self._coverage = _audit(found, multiplications(model, example), allow)
         _check_stages(model, example)
         self.options["formats"] = [plain(f) for f in formats]
-        weights = _choices(weight_bits, granularities, symmetries) + tuple(QuantConfig(f, g) for f in formats for g in granularities)
+        weights = _choices(weight_bits, granularities, symmetries) + tuple(
+            QuantConfig(f, g) for f in formats for g in granularities
+        )
         inputs = _choices(input_bits, (PerTensor(),), symmetries)
         edge = () if first_last_bits is None else (found[0].name, found[-1].name)
-        pinned = (_choices((first_last_bits or 8,), granularities, symmetries), _choices((first_last_bits or 8,), (PerTensor(),), symmetries))
+        pinned = (
+            _choices((first_last_bits or 8,), granularities, symmetries),
+            _choices((first_last_bits or 8,), (PerTensor(),), symmetries),
+        )
         for layer in found:
             swap(model, layer.name, *(pinned if layer.name in edge else (weights, inputs)))
         self.model: nn.Module = place_sites(model, SITE) if sites else model
@@ -105,7 +122,9 @@ class SuperNet(nn.Module):
             inside = name.removeprefix(f"{path}.") if name.startswith(f"{path}.") else None
             for dimension in stage.dimensions(path) if inside else []:
                 block = [child for child, _ in stage.named_children()].index(inside.partition(".")[0]) if inside else 0
-                conditions.append((dimension.name, tuple(c for c in dimension.choices if isinstance(c, int) and c > block)))
+                conditions.append(
+                    (dimension.name, tuple(c for c in dimension.choices if isinstance(c, int) and c > block))
+                )
         return tuple(conditions)
 
     def _dimensions(self) -> list[Dimension]:
@@ -119,7 +138,11 @@ class SuperNet(nn.Module):
 
     def _sites(self) -> list[tuple[int, Quantizer]]:
         """(position of its dimension, quantizer) of everything whose choice varies."""
-        named = [(f"{layer.name}.{what}", f"{layer.name}.{what}_quantizer") for layer in self.layers for what in ("weight", "input")]
+        named = [
+            (f"{layer.name}.{what}", f"{layer.name}.{what}_quantizer")
+            for layer in self.layers
+            for what in ("weight", "input")
+        ]
         return [(self.space.position[gene], self.quantizers[path]) for gene, path in named]
 
     @property
@@ -134,7 +157,9 @@ class SuperNet(nn.Module):
     # -- one subnet ------------------------------------------------------------------------------------------------------------
     def _bind(self, row: Indices) -> None:
         """Bind one fresh int64 table, a row for each elastic site, and set the depths."""
-        table = torch.tensor([q.fields(int(row[at])) for at, q in self._elastic], device=self._elastic[0][1].scale.device)
+        table = torch.tensor(
+            [q.fields(int(row[at])) for at, q in self._elastic], device=self._elastic[0][1].scale.device
+        )
         for (_, quantizer), fields in zip(self._elastic, table.unbind(), strict=True):
             quantizer.bind(fields)
         for path, stage in self.stages.items():
@@ -183,7 +208,9 @@ class SuperNet(nn.Module):
             raise ValueError(f"compile is off, regional or whole, got {mode!r}")
         elastic = [name for name in self.space.position if name.endswith(".depth") and name[:-6] in self.stages]
         if mode == "whole" and elastic:
-            raise ValueError(f"compile=whole needs a space without architecture dimensions, this one has {', '.join(elastic)}; use compile=regional")
+            raise ValueError(
+                f"compile=whole needs a space without architecture dimensions, this one has {', '.join(elastic)}; use compile=regional"
+            )
         compile_quantizers(mode == "regional")
         self._run = (torch.compile(self.model, fullgraph=True) if mode == "whole" else self.model,)
         self.compiled = mode
@@ -205,7 +232,9 @@ class SuperNet(nn.Module):
                 self.eval()
                 for batch in batches:
                     if not torch.isfinite(batch).all():
-                        raise ValueError("calibration images must be finite, but a batch holds NaN or infinity; check the data and its normalisation")
+                        raise ValueError(
+                            "calibration images must be finite, but a batch holds NaN or infinity; check the data and its normalisation"
+                        )
                     self.model(batch)
                     count += 1
         finally:
@@ -236,7 +265,9 @@ class SuperNet(nn.Module):
             depth = self.space.dimensions[at].choices[int(row[at])] if at is not None else len(stage)
             assert isinstance(depth, int)
             parent, _, child = path.rpartition(".")
-            setattr(model.get_submodule(parent), child, nn.Sequential(*list(model.get_submodule(path).children())[:depth]))
+            setattr(
+                model.get_submodule(parent), child, nn.Sequential(*list(model.get_submodule(path).children())[:depth])
+            )
         return model
 
     # -- figures ---------------------------------------------------------------------------------------------------------------
@@ -252,7 +283,9 @@ class SuperNet(nn.Module):
             if layer.weight in subnet:
                 weight, data = subnet[layer.weight], subnet[layer.input]
                 assert isinstance(weight, QuantConfig) and isinstance(data, QuantConfig)
-                rows.append(LayerCost(layer.name, layer.kind, layer.macs, layer.weights, weight.bits, data.bits, layer.shape))
+                rows.append(
+                    LayerCost(layer.name, layer.kind, layer.macs, layer.weights, weight.bits, data.bits, layer.shape)
+                )
         return rows
 
     def audit(self) -> dict[str, Any]:
@@ -275,8 +308,12 @@ def _granularity(value: Granularity | str) -> Granularity:
     return known[value] if isinstance(value, str) else value
 
 
-def _choices(bits: Iterable[int], granularities: Sequence[Granularity], symmetries: Sequence[bool]) -> tuple[QuantConfig, ...]:
-    return tuple(QuantConfig(Integer(int(b)), g, s) for b in sorted(set(bits)) for g in granularities for s in symmetries)
+def _choices(
+    bits: Iterable[int], granularities: Sequence[Granularity], symmetries: Sequence[bool]
+) -> tuple[QuantConfig, ...]:
+    return tuple(
+        QuantConfig(Integer(int(b)), g, s) for b in sorted(set(bits)) for g in granularities for s in symmetries
+    )
 
 
 def _catch(kept: list[Tensor]) -> Any:
@@ -293,7 +330,9 @@ def _audit(found: Sequence[Found], spent: dict[str, int], allow: Sequence[str]) 
     quantized = {f.name for f in found}
     left = {path or "(the model itself)": count for path, count in spent.items() if path not in quantized}
     total = sum(spent.values())
-    missing = {path: count for path, count in left.items() if not any(fnmatch.fnmatch(path, pattern) for pattern in allow)}
+    missing = {
+        path: count for path, count in left.items() if not any(fnmatch.fnmatch(path, pattern) for pattern in allow)
+    }
     covered = 1 - sum(missing.values()) / total
     if covered < COVERED:
         worst = sorted(missing.items(), key=lambda item: -item[1])[:5]
@@ -331,4 +370,6 @@ def _check_stages(model: nn.Module, example: Tensor) -> None:
     for handle in handles:
         handle.remove()
     if problems:
-        raise ValueError(f"a block that may be left out must keep the shape of its input, but {'; '.join(problems)}: raise min_depth")
+        raise ValueError(
+            f"a block that may be left out must keep the shape of its input, but {'; '.join(problems)}: raise min_depth"
+        )

@@ -68,7 +68,9 @@ def discover(model: nn.Module, example: Tensor) -> list[Found]:
             count = (output.numel() // output.shape[0]) * (module.weight.numel() // module.weight.shape[0])
             count += found[name].macs if name in found else 0
             shape = tuple(inputs[0].shape[1:])
-            found[name] = Found(name, kind, count, module.weight.numel(), module.weight.shape[0], False, module.bias is not None, shape)
+            found[name] = Found(
+                name, kind, count, module.weight.numel(), module.weight.shape[0], False, module.bias is not None, shape
+            )
             last[id(output)] = name
             keep.append(output)
 
@@ -88,7 +90,9 @@ def discover(model: nn.Module, example: Tensor) -> list[Found]:
         for handle in handles:
             handle.remove()
     if not found:
-        raise ValueError(f"{type(model).__name__} has nothing to quantize: no nn.Conv2d or nn.Linear ran in its forward pass")
+        raise ValueError(
+            f"{type(model).__name__} has nothing to quantize: no nn.Conv2d or nn.Linear ran in its forward pass"
+        )
     return list(found.values())
 
 
@@ -113,7 +117,9 @@ def multiplications(model: nn.Module, example: Tensor) -> dict[str, int]:
     return {path: count for path, count in own.items() if count > 0}
 
 
-def swap(model: nn.Module, name: str, weight_choices: Sequence[QuantConfig], input_choices: Sequence[QuantConfig]) -> None:
+def swap(
+    model: nn.Module, name: str, weight_choices: Sequence[QuantConfig], input_choices: Sequence[QuantConfig]
+) -> None:
     """Replace the float layer at path `name` by a quantized one with the same parameters."""
     parent, _, child = name.rpartition(".")
     layer = model.get_submodule(name)

@@ -317,7 +317,7 @@ class Slice(Move):
 
 
 class Pad(Move):
-    """Zeros around a tensor; `padding` in torch's order, last axis first."""
+    """Zeros around a tensor; `padding` in torch's order, last axis first, for every axis."""
 
     def __init__(self, name: str, inputs: Sequence[str], padding: Sequence[int]) -> None:
         super().__init__(name, inputs)

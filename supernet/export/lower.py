@@ -118,7 +118,7 @@ def _slice(at: At, x: str, index: Any) -> list[Op]:
 def _pad(at: At, x: str, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> list[Op]:
     if mode != "constant" or value or min(pad) < 0:
         raise ValueError(f"{at.name} pads with mode={mode}, value={value}, widths {tuple(pad)}; only zeros around a tensor are exported")
-    return [Pad(at.name, [x], pad)]
+    return [Pad(at.name, [x], [*pad, *[0] * (2 * len(at.before) - len(pad))])]
 
 
 def _pointwise(function: str) -> Callable[..., list[Op]]:

@@ -46,12 +46,16 @@ class Quantizer(nn.Module):
     levels: Tensor
     bounds: Tensor
 
-    def __init__(self, choices: Sequence[QuantConfig], channels: int = 1, weight: bool = False, bypass: int = 0) -> None:
+    def __init__(
+        self, choices: Sequence[QuantConfig], channels: int = 1, weight: bool = False, bypass: int = 0
+    ) -> None:
         super().__init__()
         self.choices, self.channels, self.weight, self.bypass = tuple(choices), channels, weight, bypass
         self.integer = all(isinstance(c.format, Integer) for c in self.choices)
         if not self.integer and any(not c.symmetric for c in self.choices if not isinstance(c.format, Integer)):
-            raise ValueError(f"a zero-point needs an integer grid; make these symmetric: {[str(c) for c in self.choices if not c.symmetric]}")
+            raise ValueError(
+                f"a zero-point needs an integer grid; make these symmetric: {[str(c) for c in self.choices if not c.symmetric]}"
+            )
         sizes = [1 if isinstance(c.granularity, PerTensor) else channels for c in self.choices]
         starts = [sum(sizes[:k]) for k in range(len(sizes))]
         self.spans = list(zip(starts, sizes, strict=True))
@@ -89,7 +93,9 @@ class Quantizer(nn.Module):
         for k, config in enumerate(self.choices):
             low, high = self.limits(k)
             integer = isinstance(config.format, Integer)
-            grids.append(torch.arange(low, high + 1) if integer else torch.tensor(config.format.levels(config.symmetric)))
+            grids.append(
+                torch.arange(low, high + 1) if integer else torch.tensor(config.format.levels(config.symmetric))
+            )
         most = max(len(g) for g in grids)
         levels = torch.stack([torch.cat([g, g[-1:].expand(most - len(g))]) for g in grids])
         bounds = torch.stack([torch.cat([_bounds(g), torch.full((most - len(g),), torch.inf)]) for g in grids])
@@ -126,7 +132,9 @@ class Quantizer(nn.Module):
         elements = v.numel() // (self.channels if self.weight else max(v.shape[0], 1))
         factor = torch.rsqrt(high * float(elements))
         scale = ScaleGradient.apply(self.scale.index_select(0, entry), factor).view(shape)
-        zero = RoundThrough.apply(ScaleGradient.apply(self.zero_point.index_select(0, entry), factor) * limits[2]).view(shape)
+        zero = RoundThrough.apply(ScaleGradient.apply(self.zero_point.index_select(0, entry), factor) * limits[2]).view(
+            shape
+        )
         return scale, torch.clamp(zero, low, high), low, high
 
     def forward(self, v: Tensor) -> Tensor:
@@ -206,7 +214,9 @@ class Quantizer(nn.Module):
     def extra_repr(self) -> str:
         """The choices, shortened, and what the tensor is."""
         shown = str(self.choices[0]) if len(self.choices) == 1 else f"{len(self.choices)} choices"
-        return f"{shown}, {'weight' if self.weight else 'activation'}, channels={self.channels}, unsigned={self.unsigned}"
+        return (
+            f"{shown}, {'weight' if self.weight else 'activation'}, channels={self.channels}, unsigned={self.unsigned}"
+        )
 
 
 def _bounds(levels: Tensor) -> Tensor:

@@ -29,7 +29,9 @@ def forward(v: Tensor, scale: Tensor, zero: Tensor, low: Tensor, high: Tensor) -
     return (encode(v, scale, zero, low, high) - zero) * scale
 
 
-def backward(grad: Tensor, v: Tensor, scale: Tensor, zero: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def backward(
+    grad: Tensor, v: Tensor, scale: Tensor, zero: Tensor, low: Tensor, high: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients to v, to scale and to the zero-point, the last two not yet reduced (shape of v)."""
     ratio = v / scale
     code = torch.round(ratio) + zero
@@ -40,7 +42,9 @@ def backward(grad: Tensor, v: Tensor, scale: Tensor, zero: Tensor, low: Tensor, 
     return grad_v, grad_scale, (grad_v - grad) * scale
 
 
-def _reduced(grad: Tensor, v: Tensor, scale: Tensor, zero: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _reduced(
+    grad: Tensor, v: Tensor, scale: Tensor, zero: Tensor, low: Tensor, high: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     grad_v, grad_scale, grad_zero = backward(grad, v, scale, zero, low, high)
     return grad_v, grad_scale.sum_to_size(scale.shape), grad_zero.sum_to_size(scale.shape)
 
@@ -126,4 +130,10 @@ class TableQuantize(torch.autograd.Function):
         inside = (ratio + zero >= levels[0]) & (ratio + zero <= levels[-1])
         grad_v = torch.where(inside, grad, 0.0)
         grad_scale = grad * (nearest_level(v, scale, zero, levels, bounds) - zero - torch.where(inside, ratio, 0.0))
-        return grad_v, grad_scale.sum_to_size(scale.shape), ((grad_v - grad) * scale).sum_to_size(scale.shape), None, None
+        return (
+            grad_v,
+            grad_scale.sum_to_size(scale.shape),
+            ((grad_v - grad) * scale).sum_to_size(scale.shape),
+            None,
+            None,
+        )

@@ -88,9 +88,18 @@ def train(
     sampler = sampler or Sandwich(net.space, net.costs, inner=CostFirst)
     total = epochs * task.steps_per_epoch()
     module = SupernetModule(
-        net, task, sampler, losses or GroupProgressive(), subnets=subnets, schedule=schedule or Schedule(), seed=seed, total_steps=total
+        net,
+        task,
+        sampler,
+        losses or GroupProgressive(),
+        subnets=subnets,
+        schedule=schedule or Schedule(),
+        seed=seed,
+        total_steps=total,
     )
-    keeper = ModelCheckpoint(out / "checkpoints", filename="last", enable_version_counter=False, save_on_train_epoch_end=True)
+    keeper = ModelCheckpoint(
+        out / "checkpoints", filename="last", enable_version_counter=False, save_on_train_epoch_end=True
+    )
     watcher = Validation(validation, validation_images)
     checkpoint = _checked(out / "checkpoints" / "last.ckpt") if resume else None
     with _quiet():
@@ -168,7 +177,9 @@ def _checked(path: Path) -> str | None:
         torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, pickle.UnpicklingError, KeyError, OSError) as error:
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-        raise ValueError(f"{path.name} cannot be read ({reason}); delete it to start again from the first epoch") from error
+        raise ValueError(
+            f"{path.name} cannot be read ({reason}); delete it to start again from the first epoch"
+        ) from error
     return str(path)
 
 
@@ -191,7 +202,11 @@ class Validation(Callback):
         net, task, mode = pl_module.net, pl_module.task, pl_module.training
         figures = {}
         for bits in self.subnets:
-            with torch.no_grad(), net.as_subnet(net.space.uniform(bits)), recalibrated(net, task.recalibrate(self.images)):
+            with (
+                torch.no_grad(),
+                net.as_subnet(net.space.uniform(bits)),
+                recalibrated(net, task.recalibrate(self.images)),
+            ):
                 net.eval()
                 right = [(net(images).argmax(1) == labels).float() for images, labels in task.select(self.images)]
                 figures[f"select/{bits}"] = float(torch.cat(right).mean())

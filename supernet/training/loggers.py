@@ -30,5 +30,7 @@ def tensorboard_logger(out: Path | str) -> Logger:
         ValueError: the package tensorboard is not installed.
     """
     if importlib.util.find_spec("tensorboard") is None:
-        raise ValueError("logger=tensorboard needs the package tensorboard; install elastibit[tensorboard] or use logger=csv")
+        raise ValueError(
+            "logger=tensorboard needs the package tensorboard; install elastibit[tensorboard] or use logger=csv"
+        )
     return TensorBoardLogger(str(out), name="tensorboard", version="")

@@ -52,7 +52,10 @@ class Schedule:
     def __post_init__(self) -> None:
         if self.optimizer not in ("sgd", "adamw"):
             raise ValueError(f"schedule.optimizer is sgd or adamw, got {self.optimizer!r}")
-        if min(self.lr, self.scale_lr, self.zero_point_lr, self.weight_decay, self.clip) < 0 or not 0 <= self.warmup < 1:
+        if (
+            min(self.lr, self.scale_lr, self.zero_point_lr, self.weight_decay, self.clip) < 0
+            or not 0 <= self.warmup < 1
+        ):
             raise ValueError(f"rates are at least 0 and warmup lies in [0, 1), got {self}")
 
     def factor(self, step: int, total: int) -> float:
@@ -95,7 +98,16 @@ class SupernetModule(pl.LightningModule):
     """
 
     def __init__(
-        self, net: SuperNet, task: Task, sampler: Sampler, losses: Any, *, subnets: int, schedule: Schedule, seed: int, total_steps: int
+        self,
+        net: SuperNet,
+        task: Task,
+        sampler: Sampler,
+        losses: Any,
+        *,
+        subnets: int,
+        schedule: Schedule,
+        seed: int,
+        total_steps: int,
     ) -> None:
         super().__init__()
         if subnets < 1:
@@ -171,7 +183,9 @@ class SupernetModule(pl.LightningModule):
 
     def _update(self, optimizers: list[Any]) -> None:
         if self.schedule.clip:
-            torch.nn.utils.clip_grad_value_([p for g in optimizers[0].param_groups for p in g["params"]], self.schedule.clip)
+            torch.nn.utils.clip_grad_value_(
+                [p for g in optimizers[0].param_groups for p in g["params"]], self.schedule.clip
+            )
         factor = self.schedule.factor(self.done, self.total_steps)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
@@ -224,12 +238,18 @@ class SupernetModule(pl.LightningModule):
     # -- checkpoints: tensors and plain Python only ------------------------------------------------------------------------------
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the step, the sampler and the space's fingerprint."""
-        checkpoint["elastibit"] = {"done": self.done, "sampler": self.sampler.state_dict(), "fingerprint": self.net.fingerprint}
+        checkpoint["elastibit"] = {
+            "done": self.done,
+            "sampler": self.sampler.state_dict(),
+            "fingerprint": self.net.fingerprint,
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse another space; continue where the checkpoint was taken."""
         state = checkpoint["elastibit"]
         if state["fingerprint"] != self.net.fingerprint:
-            raise ValueError(f"the checkpoint is of space {state['fingerprint']}, this run is of {self.net.fingerprint}; resume with the run's own settings")
+            raise ValueError(
+                f"the checkpoint is of space {state['fingerprint']}, this run is of {self.net.fingerprint}; resume with the run's own settings"
+            )
         self.done = state["done"]
         self.sampler.load_state_dict(state["sampler"])

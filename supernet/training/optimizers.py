@@ -27,7 +27,11 @@ class LazyAdam(torch.optim.Optimizer):
     """
 
     def __init__(
-        self, params: Iterable[dict[str, Any]], lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-12
+        self,
+        params: Iterable[dict[str, Any]],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-12,
     ) -> None:
         if lr < 0:
             raise ValueError(f"the learning rate of scales must be at least 0, got {lr}")
@@ -48,7 +52,9 @@ class LazyAdam(torch.optim.Optimizer):
             if not self.state[p]:
                 self.state[p] = {name: torch.zeros_like(p) for name in ("mean", "square", "count")}
         value, grad = (torch.cat([t.reshape(-1) for t in ts]) for ts in (live, [p.grad for p in live]))
-        mean, square, count = (torch.cat([self.state[p][n].reshape(-1) for p in live]) for n in ("mean", "square", "count"))
+        mean, square, count = (
+            torch.cat([self.state[p][n].reshape(-1) for p in live]) for n in ("mean", "square", "count")
+        )
         used = grad != 0
         slope = grad * value if group["relative"] else grad
         fast, slow = group["betas"]

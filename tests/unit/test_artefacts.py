@@ -280,7 +280,9 @@ class TestProgress:
         with progress("outer", 2) as outer:
             with progress("inner", 3) as inner:
                 inner.advance(3, note="best [w3a3] 91.2")
+            assert len(artefacts._on_screen[0].tasks) == 1
             outer.advance()
+        assert not artefacts._on_screen
         shown = screen.getvalue()
         assert "3/3" in shown
         assert "1/2" in shown

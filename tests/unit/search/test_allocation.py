@@ -118,8 +118,8 @@ def reference(macs, weight, data, budget):
     cost = (macs[:, None] * pairs[:, 0] * pairs[:, 1]).ravel() / budget
     one = np.kron(np.eye(len(macs)), np.ones(len(pairs)))
     constraints = [LinearConstraint(one, 1, 1), LinearConstraint(cost[None] * 1e4, 0, 1e4)]
-    options = {"mip_rel_gap": 1e-9}
-    return milp(value * 1e4, constraints=constraints, integrality=np.ones(len(value)), bounds=Bounds(0, 1), options=options)
+    settings = {"bounds": Bounds(0, 1), "options": {"mip_rel_gap": 1e-9}}
+    return milp(value * 1e4, constraints=constraints, integrality=np.ones(len(value)), **settings)
 
 
 def test_the_yardstick_is_solved_to_the_optimum():

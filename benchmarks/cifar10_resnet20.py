@@ -1,0 +1,136 @@
+"""The main job on real data: a ResNet-20 supernet on CIFAR-10, one search for four budgets, four exported files.
+
+    python benchmarks/cifar10_resnet20.py --data DATA [--work runs/cifar10_resnet20] [--epochs 5] [--pairs 200] [--seed 0]
+
+DATA holds `cifar10/unpack.py` (writes the JPEG folder) and `pretrained/cifar10_jpeg_resnet20.safetensors` (88.78 % in float on the
+10,000 JPEG test images). The weights have seen the whole training part, so select = test[0:5000] and test = test[5000:10000]: pairs, search
+and re-evaluation see the first half only, the table is measured on the second. Every stage goes through the doors, and
+a stage that is complete is not run again; a run that was killed goes on where it stopped.
+
+Writes benchmarks/results/cifar10_resnet20.json and the table in README.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import elastibit as eb
+from supernet.artefacts import provenance, read_json, write_json, write_text
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULT = ROOT / "benchmarks" / "results" / "cifar10_resnet20.json"
+BUDGETS = ("w2a2", "w3a3", "w4a4", "w6a6")
+KINDS = {"searched": "searched", "uniform": "best uniform", "integer_program": "integer program"}
+
+
+def door(*words: str) -> float:
+    """Run one door in this process; seconds it took. Ends the benchmark with the door's exit code if it failed."""
+    start = time.monotonic()
+    code = eb.main(list(words))
+    if code:
+        sys.exit(code)
+    return time.monotonic() - start
+
+
+def stages(options: argparse.Namespace, run: Path, images: Path) -> dict[str, float]:
+    """Train, collect, search and export, each only where its files are not there yet; seconds by stage."""
+    seconds = {}
+    seed = f"seed={options.seed}"
+    weights = options.data / "pretrained" / "cifar10_jpeg_resnet20.safetensors"
+    if not (run / "space.json").exists() or not (run / "checkpoints" / "last.ckpt").exists():
+        fresh = ["experiment=cifar10_resnet20", f"task.source.root={images}", f"backbone.weights={weights}", "overwrite=true"]
+        seconds["train"] = door("train", *fresh, f"epochs={options.epochs}", seed, f"run={run}")
+    elif read_json(run / "space.json")["epochs"] < options.epochs:
+        seconds["train"] = door("train", f"run={run}", "resume=true")
+    images_used = ["recalibrate_images=1000", "select_images=2000"]
+    seconds["predict"] = door("predict", f"run={run}", f"n={options.pairs}", seed, *images_used)
+    if not (run / "front.json").exists():
+        seconds["search"] = door("search", f"run={run}", f"budget.bitops=[{','.join(BUDGETS)}]", seed)
+    if not all((run / "export" / s["id"] / "card.json").exists() for s in read_json(run / "front.json")["subnets"]):
+        seconds["export"] = door("export", f"run={run}", "subnet=all", "profile=int8")
+    return seconds
+
+
+def judged(run: Path) -> dict[str, Any]:
+    """Accuracy on test of the float network, and of winner and controls at each budget; a subnet that is both is measured once."""
+    from predictors.pairs import measure, outcomes
+
+    opened = eb.load(run)
+    net, task = opened.net, opened.task
+    recalibration, batches = list(task.recalibrate()), list(task.test())
+    with net.floating():
+        figures: dict[str, Any] = {"float": float(outcomes(net, batches).mean()), "images": sum(len(y) for _, y in batches)}
+    known: dict[str, float] = {}
+    rows = []
+    for subnet in read_json(run / "front.json")["subnets"]:
+        row = {"budget": subnet["label"], "limit": subnet["budget"]["bitops"], "id": subnet["id"]}
+        for kind, candidate in {"searched": subnet, **subnet["controls"]}.items():
+            if candidate["id"] not in known:
+                known[candidate["id"]] = measure(net, candidate["indices"], recalibration, batches)
+            keep = {"bitops": candidate["costs"]["bitops"], "bytes": candidate["costs"]["bytes"], "select": candidate["measured"]}
+            row[kind] = keep | {"id": candidate["id"], "test": known[candidate["id"]]}
+        row["export"] = read_json(run / "export" / subnet["id"] / "card.json")
+        rows.append(row)
+    return figures | {"rows": rows, "predictor": read_json(run / "predictor.json").get("report")}
+
+
+def table(result: dict[str, Any]) -> str:
+    """The README's table."""
+    lines = [
+        "| budget (BitOps) | searched | best uniform | integer program | exported file |",
+        "|---|---|---|---|---|",
+    ]
+    for row in result["rows"]:
+        cells = [f"{row['budget']} ({row['limit'] / 1e9:.3f} G)"]
+        for kind in KINDS:
+            cells.append(f"{100 * row[kind]['test']:.2f} % at {row[kind]['bitops'] / 1e9:.3f} G" if kind in row else "-")
+        lines.append("| " + " | ".join([*cells, exported(row["export"])]) + " |")
+    return "\n".join(lines)
+
+
+def exported(card: dict[str, Any]) -> str:
+    """What the table says of a file: accuracy in the runtime, agreement, size, speed against float."""
+    figures = card["verification"]
+    return (
+        f"{100 * figures['accuracy']['file']:.2f} %, same label {100 * figures['agreement']:.2f} %, "
+        f"{figures['bytes']['file'] / 1e3:.0f} kB, {figures['latency']['speedup']:.1f}x"
+    )
+
+
+def main() -> None:
+    """Run what is missing, judge, write JSON and table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--work", type=Path, default=Path("runs/cifar10_resnet20"))
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--pairs", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    run, images = options.work / "run", (options.work / "images").absolute()
+    if not (images / "jpeg").exists():
+        images.mkdir(parents=True, exist_ok=True)
+        subprocess.run([sys.executable, str(options.data / "cifar10" / "unpack.py"), str(images)], check=True)
+    seconds = (read_json(RESULT)["measured"]["seconds"] if RESULT.exists() else {}) | stages(options, run, images / "jpeg")
+    result = judged(run) | {
+        "seed": options.seed,
+        "epochs": options.epochs,
+        "pairs": options.pairs,
+        "provenance": provenance(options.seed),
+        "measured": {"seconds": seconds},
+    }
+    write_json(RESULT, result)
+    text = (ROOT / "README.md").read_text()
+    marks = "<!-- benchmark:cifar10_resnet20 -->", "<!-- /benchmark -->"
+    block = f"{marks[0]}\n{table(result)}\n{marks[1]}"
+    write_text(ROOT / "README.md", re.sub(f"{marks[0]}.*?{marks[1]}", lambda _: block, text, flags=re.DOTALL))
+    print(table(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,321 @@
+"""Writes a deployed network as an ONNX file of quantize/dequantize (QDQ) pairs, placed so that onnxruntime fuses them.
+
+Between operators there are uint8 codes; each operator reads through DequantizeLinear nodes of its own and ends in QuantizeLinear, with a Clip *on
+the integers* where the codes have fewer values than a uint8 (a float Clip would keep the runtime from fusing). Operators that only move values
+work on the codes. Weights are integer initialisers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import singledispatch
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from supernet.export.graph import Add, Average, Concat, Conv, Deployed, Grid, Layer, Linear, MaxPool, Op, Pad, Pointwise, Quantize, Reshape, Slice
+
+Array = NDArray[Any]
+
+OPSET = 21
+OPSET_INT2 = 25
+INT = {8: TensorProto.INT8, 4: TensorProto.INT4, 2: TensorProto.INT2}
+FAR = np.iinfo(np.int64).max
+
+
+def write(deployed: Deployed, containers: Sequence[int] = (8,), metadata: Mapping[str, str] | None = None) -> onnx.ModelProto:
+    """The QDQ model of a deployed network.
+
+    Args:
+        deployed: the network.
+        containers: bits of the integers that weights may be stored in, of 2, 4, 8; each layer takes the smallest that holds its codes. Layers in 8 bits
+            run as integer kernels; smaller ones are made for size and run in float, on the same activations.
+        metadata: texts for the file's metadata.
+    """
+    return _Writer(deployed, containers).model(metadata or {})
+
+
+def write_float(deployed: Deployed) -> onnx.ModelProto:
+    """The float twin: the same network with its folded float weights and nothing quantized, to compare size and speed with."""
+    return _Writer(deployed, ()).model({})
+
+
+def container(layer: Layer, containers: Sequence[int]) -> int:
+    """Bits of the integers in which a layer's weight is stored.
+
+    Raises:
+        ValueError: no container is wide enough.
+    """
+    wide = [c for c in sorted(containers) if c >= layer.bits]
+    if not wide:
+        raise ValueError(f"{layer.name} has {layer.bits}-bit weights, the containers are {sorted(containers)}; allow one of 8 bits")
+    return wide[0]
+
+
+def stored(layer: Layer) -> tuple[Array, Array, int]:
+    """Codes and zero-points of a layer in an int8 container, and by how much both are multiplied.
+
+    | centred codes q - z of all channels | stored                                                        |
+    |-------------------------------------|---------------------------------------------------------------|
+    | within +-64                         | fine (q - z), zero-point 0; the scale is divided by fine      |
+    | within -128 .. 127                  | q - z, zero-point 0                                           |
+    | spread of at most 255               | shifted to -128 .. 127, one zero-point                        |
+    | else                                | q, and a zero-point for each channel                          |
+
+    One zero-point for all channels, 0 at best, is what most runtimes ask for; the last row (8-bit asymmetric weights, lopsided both ways) needs a runtime that
+    takes one for each channel.
+    """
+    codes, zero, centred = (t.cpu().numpy().astype(np.int64) for t in (layer.codes, layer.zero, layer.centred))
+    low, high = int(centred.min()), int(centred.max())
+    if -128 <= low and high <= 127:
+        return centred * layer.fine, np.zeros_like(zero), layer.fine
+    if high - low <= 255:
+        shift = -128 - low
+        return centred + shift, np.full_like(zero, shift), 1
+    return codes, zero, 1
+
+
+class _Writer:
+    """Collects nodes and initialisers; `containers` empty writes the float twin."""
+
+    def __init__(self, deployed: Deployed, containers: Sequence[int]) -> None:
+        self.deployed, self.containers, self.quantized = deployed, tuple(containers), bool(containers)
+        self.nodes: list[onnx.NodeProto] = []
+        self.initializers: dict[str, onnx.TensorProto] = {}
+        self.opset = OPSET
+        self._reads: dict[str, int] = {}
+
+    # -- parts -----------------------------------------------------------------------------------------------------------------
+    def node(self, kind: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
+        """Add a node with one output, named after it; returns the output."""
+        self.nodes.append(helper.make_node(kind, list(inputs), [output], name=output, **attributes))
+        return output
+
+    def constant(self, name: str, value: Any, dtype: Any) -> str:
+        """Add an initialiser; returns its name."""
+        self.initializers[name] = numpy_helper.from_array(np.asarray(value, dtype), name)
+        return name
+
+    def integers(self, name: str, value: Array, bits: int) -> str:
+        """Add an initialiser of `bits`-bit integers, packed from the lowest bits of each byte up."""
+        if bits == 8:
+            return self.constant(name, value, np.int8)
+        if bits == 2:
+            self.opset = OPSET_INT2
+        self.initializers[name] = onnx.TensorProto(name=name, data_type=INT[bits], dims=value.shape, raw_data=packed(value, bits))
+        return name
+
+    def read(self, name: str) -> str:
+        """Real values of a tensor, for one reader: a DequantizeLinear of its own where the tensor is kept as codes."""
+        grid = self.deployed.grids[name]
+        if grid is None or not self.quantized:
+            return name
+        count = self._reads[name] = self._reads.get(name, 0) + 1
+        return self.node("DequantizeLinear", [name, *self.grid(name, grid)], f"{name}.dq{count}")
+
+    def grid(self, name: str, grid: Grid) -> tuple[str, str]:
+        """Names of scale and zero-point of a tensor."""
+        return self.constant(f"{name}.scale", grid.scale, np.float32), self.constant(f"{name}.zero", grid.zero, np.uint8)
+
+    def finish(self, op: Op, kind: str, inputs: Sequence[str], **attributes: Any) -> None:
+        """Add the node of an operator and what puts its output in the form in which it is kept."""
+        if not self.quantized:
+            self._activate(op, kind, inputs, attributes)
+        elif op.grid is None:
+            self.node(kind, inputs, op.name, **attributes)
+        else:
+            self.quantize(op, self.node(kind, inputs, f"{op.name}.value", **attributes))
+
+    def quantize(self, op: Op, value: str) -> None:
+        """QuantizeLinear, and Clip on the integers where the container holds more than the grid."""
+        assert op.grid is not None
+        scale, zero = self.grid(op.name, op.grid)
+        clipped = op.grid.clipped
+        codes = self.node("QuantizeLinear", [value, scale, zero], f"{op.name}.codes" if clipped else op.name)
+        if clipped:
+            low, high = (self.constant(f"{op.name}.{what}", bound, np.uint8) for what, bound in (("low", op.grid.low), ("high", op.grid.high)))
+            self.node("Clip", [codes, low, high], op.name)
+
+    def _activate(self, op: Op, kind: str, inputs: Sequence[str], attributes: Mapping[str, Any]) -> None:
+        value = self.node(kind, inputs, f"{op.name}.value" if op.activation else op.name, **attributes)
+        if op.activation == "relu":
+            self.node("Relu", [value], op.name)
+        elif op.activation == "relu6":
+            low, high = self.constant("zero", 0, np.float32), self.constant("six", 6, np.float32)
+            self.node("Clip", [value, low, high], op.name)
+
+    def layer(self, op: Layer) -> list[str]:
+        """Real values of input, weight and bias of a layer, as its node reads them."""
+        if not self.quantized:
+            arrays = {"weight": op.weight, "bias": op.shift}
+            return [op.inputs[0], *(self.constant(f"{op.name}.{n}", t.cpu().numpy(), np.float32) for n, t in arrays.items() if t is not None)]
+        grid = self.deployed.grids[op.inputs[0]]
+        assert grid is not None
+        names = [self.read(op.inputs[0]), self._weight(op)]
+        if op.bias is not None:
+            unit = (op.scale.cpu() * grid.scale / op.fine).numpy()
+            names.append(self._dequantize(f"{op.name}.bias", self.constant(f"{op.name}.bias", op.bias.cpu().numpy(), np.int32), unit, np.zeros_like(unit), np.int32))
+        return names
+
+    def _weight(self, op: Layer) -> str:
+        bits = container(op, self.containers)
+        codes, zero, factor = stored(op) if bits == 8 else (op.codes.cpu().numpy(), op.zero.cpu().numpy(), 1)
+        scale = (op.scale.cpu() / factor).numpy()
+        name = self.integers(f"{op.name}.weight", codes, bits)
+        if bits == 8:
+            return self._dequantize(name, name, scale, zero, np.int8)
+        zero = zero if len(scale) > 1 else zero[0]
+        inputs = [name, self.constant(f"{name}.scale", scale if len(scale) > 1 else scale[0], np.float32), self.integers(f"{name}.zero", np.asarray(zero), bits)]
+        return self.node("DequantizeLinear", inputs, f"{name}.dq", **({"axis": 0} if len(scale) > 1 else {}))
+
+    def _dequantize(self, name: str, codes: str, scale: Array, zero: Array, dtype: Any) -> str:
+        """DequantizeLinear along axis 0, or with one scale, always with an explicit zero-point (without it Gemm is not fused)."""
+        if len(scale) == 1:
+            scale, zero = scale[0], zero[0]
+        parts = [codes, self.constant(f"{name}.scale", scale, np.float32), self.constant(f"{name}.zero", zero, dtype)]
+        return self.node("DequantizeLinear", parts, f"{name}.dq", **({"axis": 0} if np.ndim(scale) else {}))
+
+    # -- the whole -------------------------------------------------------------------------------------------------------------
+    def model(self, metadata: Mapping[str, str]) -> onnx.ModelProto:
+        """Every operator in order, then input, output and metadata."""
+        deployed = self.deployed
+        for op in deployed.operators():
+            emit(op, self)
+        output = self._output()
+        image = helper.make_tensor_value_info(deployed.source, TensorProto.FLOAT, ["n", *deployed.example.shape[1:]])
+        logits = helper.make_tensor_value_info(output, TensorProto.FLOAT, ["n", deployed.classes])
+        graph = helper.make_graph(self.nodes, "elastibit", [image], [logits], list(self.initializers.values()))
+        opsets = [helper.make_opsetid("", self.opset)]
+        made = helper.make_model(graph, producer_name="elastibit", opset_imports=opsets, ir_version=helper.find_min_ir_version_for(opsets))
+        helper.set_model_props(made, dict(metadata))
+        onnx.checker.check_model(made, full_check=True)
+        return made
+
+    def _output(self) -> str:
+        """The last tensor, as real values under the name `logits`."""
+        last = self.read(self.deployed.result)
+        return self.node("Identity", [last], "logits")
+
+
+def packed(values: Array, bits: int) -> bytes:
+    """Integers of 2 or 4 bits, two's complement, first element in the lowest bits of each byte."""
+    per_byte = 8 // bits
+    flat = np.asarray(values).astype(np.int64).reshape(-1) & ((1 << bits) - 1)
+    flat = np.concatenate([flat, np.zeros(-len(flat) % per_byte, np.int64)]).reshape(-1, per_byte)
+    return (flat << (np.arange(per_byte) * bits)).sum(1).astype(np.uint8).tobytes()
+
+
+# -- one function for each operator --------------------------------------------------------------------------------------------
+@singledispatch
+def emit(op: Op, to: _Writer) -> None:
+    """Add an operator's nodes to the writer."""
+    raise TypeError(f"{op.name}: {op.kind} has no ONNX form")
+
+
+@emit.register
+def _(op: Quantize, to: _Writer) -> None:
+    if to.quantized:
+        to.quantize(op, to.read(op.inputs[0]))
+    else:
+        to.node("Identity", op.inputs, op.name)
+
+
+@emit.register
+def _(op: Conv, to: _Writer) -> None:
+    to.finish(op, "Conv", to.layer(op), strides=op.stride, pads=op.padding, dilations=op.dilation, group=op.groups)
+
+
+@emit.register
+def _(op: Linear, to: _Writer) -> None:
+    to.finish(op, "Gemm", to.layer(op), transB=1)
+
+
+@emit.register
+def _(op: Add, to: _Writer) -> None:
+    to.finish(op, "Add", [to.read(n) for n in op.inputs])
+
+
+@emit.register
+def _(op: Concat, to: _Writer) -> None:
+    to.finish(op, "Concat", [to.read(n) for n in op.inputs], axis=op.axis)
+
+
+@emit.register
+def _(op: Average, to: _Writer) -> None:
+    inputs = [to.read(op.inputs[0])]
+    if op.kernel is None:
+        to.finish(op, "GlobalAveragePool", inputs)
+    else:
+        pads = [*op.padding, *op.padding]
+        to.finish(
+            op, "AveragePool", inputs, kernel_shape=op.kernel, strides=op.stride, pads=pads, ceil_mode=int(op.ceil), count_include_pad=int(op.count_padding)
+        )
+
+
+ONNX_NAMES = {
+    "relu": "Relu",
+    "sigmoid": "Sigmoid",
+    "tanh": "Tanh",
+    "hardswish": "HardSwish",
+    "gelu": "Gelu",
+    "mul": "Mul",
+}
+
+
+@emit.register
+def _(op: Pointwise, to: _Writer) -> None:
+    inputs = [to.read(n) for n in op.inputs]
+    if op.function == "silu":
+        to.finish(op, "Mul", [inputs[0], to.node("Sigmoid", inputs, f"{op.name}.sigmoid")])
+    elif op.function == "relu6":
+        to.finish(op, "Clip", [*inputs, to.constant("zero", 0, np.float32), to.constant("six", 6, np.float32)])
+    elif op.function == "hardsigmoid":
+        to.finish(op, "HardSigmoid", inputs, alpha=1 / 6, beta=0.5)
+    else:
+        to.finish(op, ONNX_NAMES[op.function], inputs)
+
+
+@emit.register
+def _(op: MaxPool, to: _Writer) -> None:
+    pads = [*op.padding, *op.padding]
+    to.node("MaxPool", op.inputs, op.name, kernel_shape=op.kernel, strides=op.stride, pads=pads, dilations=op.dilation, ceil_mode=int(op.ceil))
+
+
+@emit.register
+def _(op: Slice, to: _Writer) -> None:
+    axes, starts, stops, steps = zip(*op.slices, strict=True)
+    columns = {"starts": starts, "ends": [FAR if s is None else s for s in stops], "axes": axes, "steps": steps}
+    to.node("Slice", [op.inputs[0], *(to.constant(f"{op.name}.{what}", v, np.int64) for what, v in columns.items())], op.name)
+
+
+@emit.register
+def _(op: Pad, to: _Writer) -> None:
+    pairs = [op.padding[i : i + 2] for i in range(0, len(op.padding), 2)][::-1]
+    # Every axis is named by its position: onnxruntime moves transposes through Pad without looking at its `axes` input.
+    widths = to.constant(f"{op.name}.widths", [p[0] for p in pairs] + [p[1] for p in pairs], np.int64)
+    grid = to.deployed.grids[op.inputs[0]] if to.quantized else None
+    value = to.constant(f"{op.name}.value", 0.0 if grid is None else grid.zero, np.float32 if grid is None else np.uint8)
+    to.node("Pad", [op.inputs[0], widths, value], op.name)
+
+
+@emit.register
+def _(op: Reshape, to: _Writer) -> None:
+    if len(op.shape) == 1:
+        to.node("Flatten", op.inputs, op.name, axis=1)
+    else:
+        to.node("Reshape", [op.inputs[0], to.constant(f"{op.name}.shape", [-1, *op.shape], np.int64)], op.name)
+
+
+def load(path: Any) -> onnx.ModelProto:
+    """A written model back, checked."""
+    made = onnx.load(path)
+    onnx.checker.check_model(made, full_check=True)
+    return made
+
+
+Emit = Callable[[Op, _Writer], None]
+_ = torch
