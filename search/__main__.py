@@ -1,9 +1,10 @@
-"""Door `search`: budgets, a predictor, one search for all of them, and the winners' files."""
+"""Door `search`: budgets, what to rank by, one search for all of them, and the winners' files."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,24 +12,27 @@ from supernet.desk import desk
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+    from torch import Tensor
 
-    from search.run import Candidate, Found, Front
+    from search.front import Candidate, Front
     from supernet.cost import Factors
+    from supernet.elastic.supernet import SuperNet
     from supernet.interfaces import Predictor
     from supernet.run import Run
 
-Budgets = list[dict[str, str | float]]
-PREDICTORS = ("auto", "run", "additive")
+Budget = dict[str, str | float]
+RANKINGS = ("auto", "run", "additive")
 
 
 def main(cfg: DictConfig) -> None:
-    """Search as `cfg` (conf/search.yaml) says; writes front.json and subnets/."""
+    """Search as `cfg` (conf/search.yaml) says and write front.json and subnets/."""
     import numpy as np
     import torch
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
 
-    from search.run import save_front, search
+    from search.front import save_front
+    from search.run import search
     from supernet.config import build
     from supernet.run import load
 
@@ -39,16 +43,17 @@ def main(cfg: DictConfig) -> None:
         torch.set_num_threads(int(cfg.threads))
     budgets = budgets_of(settings["budget"], settings["budgets"])
     run = load(cfg.run, trusted=tuple(cfg.trust))
-    task = run.required_task()
-    limits = [run.net.costs.parse(budget) for budget in budgets]
+    assert run.task is not None  # a run without one is refused by load
+    for budget in budgets:
+        run.net.costs.parse(budget)  # before anything is measured
     measure = build(settings["sensitivity"], trusted=tuple(cfg.trust))
-    sensitivity = measure(run.net, task.recalibrate(int(cfg.sensitivity_images)))
+    sensitivity = measure(run.net, run.task.recalibrate(cfg.recalibrate_images))
     front = search(
         run.net,
-        predictor_of(run, str(cfg.predictor), sensitivity),
+        predictor_of(run, str(cfg.rank_by), sensitivity),
         budgets,
         np.random.default_rng(int(cfg.seed)),
-        task=task,
+        task=run.task,
         candidates=int(cfg.candidates),
         generations=int(cfg.generations),
         population=int(cfg.population),
@@ -57,3 +62,120 @@ def main(cfg: DictConfig) -> None:
         recalibrate_images=cfg.recalibrate_images,
         select_images=cfg.select_images,
     )
+    save_subnets(run.net, front, out / "subnets", run.task.recalibrate(cfg.recalibrate_images))
+    kept = {str(key): value for key, value in settings.items() if key not in ("run", "threads", "trust")}
+    save_front(out / "front.json", front, seed=int(cfg.seed), settings=kept)
+    show(front)
+    print(f"found: {out / 'front.json'}")
+
+
+def budgets_of(budget: Any, budgets: Any) -> list[Budget]:
+    """The budgets of the settings `budget` (kind -> limit or list of limits) or `budgets` (list of mappings).
+
+    Lists of equal length make as many budgets, limit by limit; a single limit applies to all of them.
+
+    Raises:
+        ValueError: none or both are given, a limit without a kind, or lists of different lengths.
+    """
+    named = isinstance(budget, Mapping) and isinstance(budgets, list) and all(isinstance(b, Mapping) for b in budgets)
+    if not named:
+        got = budgets if isinstance(budget, Mapping) else budget
+        raise ValueError(f"a budget names its kind, e.g. budget.bitops=w4a4 or budgets=[{{bitops: w4a4}}]; got {got!r}")
+    given = {kind: limit for kind, limit in budget.items() if limit is not None}
+    if bool(given) == bool(budgets):
+        said = "both were" if budgets else "neither was"
+        raise ValueError(f"give budget.<kind>=... or budgets=[...], {said} given; e.g. budget.bitops=[w3a3,w4a4]")
+    if budgets:
+        return [dict(b) for b in budgets]
+    lengths = {kind: len(limit) for kind, limit in given.items() if isinstance(limit, list)}
+    if 0 in lengths.values() or len(set(lengths.values())) > 1:
+        said = ", ".join(f"budget.{kind} has {n}" for kind, n in lengths.items())
+        raise ValueError(f"lists of limits need one length, but {said}; a single limit applies to all budgets")
+    many = max(lengths.values(), default=1)
+    columns = [limit if isinstance(limit, list) else [limit] * many for limit in given.values()]
+    return [dict(zip(given, limits, strict=True)) for limits in zip(*columns, strict=True)]
+
+
+def predictor_of(run: Run, name: str, sensitivity: Factors) -> Predictor:
+    """What subnets are ranked by.
+
+    Args:
+        run: the run, which may hold a predictor of its own.
+        name: `run`: that one; `additive`: minus the sensitivity; `auto`: the run's if there is one.
+        sensitivity: measured on the run's supernet.
+
+    Raises:
+        ValueError: another name, or a predictor of other weights or of another space.
+        FileNotFoundError: the run has none.
+    """
+    from predictors.additive import Additive
+    from predictors.files import load_predictor
+    from predictors.pairs import weights_digest
+    from supernet.artefacts import read_json
+
+    if name not in RANKINGS:
+        raise ValueError(f"rank_by is one of {', '.join(RANKINGS)}, got {name!r}")
+    file = run.path / "predictor.json"
+    if name == "additive" or (name == "auto" and not file.exists()):
+        return Additive(run.net.space, sensitivity=sensitivity)
+    predictor = load_predictor(run.path, run.net.space, run.net.costs)
+    learned, present = read_json(file)["report"].get("weights"), weights_digest(run.net)
+    if learned != present:
+        raise ValueError(
+            f"{file} was learned on weights {learned}, the run has {present}; delete pairs.jsonl and predictor.*, "
+            f"then `elastibit predict run={run.path}`, or set rank_by=additive"
+        )
+    return predictor
+
+
+def save_subnets(net: SuperNet, front: Front, folder: Path, batches: Sequence[Tensor]) -> None:
+    """Write <id>.json and <id>.safetensors of each winner, and remove those of an earlier search.
+
+    The tensors are the subnet's own BatchNorm statistics on the images that it was measured with, under the names that
+    they have in `net.materialise(config)`; so what is exported is what was measured.
+    """
+    from supernet.artefacts import save_tensors, write_json
+    from supernet.calibration.batchnorm import norms, recalibrate
+
+    for found in {f.config.id: f for f in front}.values():
+        subnet = net.materialise(found.config)
+        recalibrate(subnet, batches)
+        paths = {id(module): path for path, module in subnet.named_modules()}
+        buffers = {f"{paths[id(m)]}.{name}": b for m in norms(subnet) for name, b in m.named_buffers(recurse=False)}
+        origin = {"fingerprint": net.fingerprint, "id": found.config.id}
+        layers = [asdict(layer) for layer in net.layer_costs(found.config)]
+        labels = [f.label for f in front if f.config.id == found.config.id]
+        save_tensors(folder / f"{found.config.id}.safetensors", buffers, origin)
+        write_json(folder / f"{found.config.id}.json", origin | found.plain() | {"labels": labels, "layers": layers})
+    kept = {f.config.id for f in front}
+    for file in [f for f in folder.glob("*") if f.suffix in (".json", ".safetensors") and f.stem not in kept]:
+        file.unlink()
+
+
+def show(front: Front) -> None:
+    """Print a row for each budget: the winner, what it costs, and what it has to beat within the same limits."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from supernet.config import si
+    from supernet.cost import UNITS
+
+    table = Table(title="accuracy on select", title_justify="left")
+    for heading in ("budget", "predicted", "measured", "costs", "best uniform", "integer program"):
+        table.add_column(heading, justify="left" if heading in ("budget", "costs") else "right", no_wrap=True)
+    for found in front:
+        mean, std = found.predicted
+        predicted = f"{mean:.1%} ± {std:.1%}" if std else "-"  # an additive sensitivity ranks, and says no more
+        costs = [f"{si(found.costs[kind], UNITS[kind])} ({1 - spare:.0%})" for kind, spare in found.slack.items()]
+        controls = [accuracy(found.controls.get(name)) for name in ("uniform", "integer_program")]
+        table.add_row(found.label, predicted, accuracy(found), "\n".join(costs), *controls)
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
+
+
+def accuracy(candidate: Candidate | None) -> str:
+    """Measured accuracy in percent, or that there is none."""
+    return "-" if candidate is None or candidate.measured is None else f"{candidate.measured:.1%}"
+
+
+if __name__ == "__main__":
+    sys.exit(desk("search", main))

@@ -1,4 +1,4 @@
-"""Value types of the house: what a quantized tensor is, what a subnet is, what a layer costs; and `build`, which makes objects of YAML.
+"""Value types of the house: quantized tensors, subnets, costs of layers; and `build`, which makes objects of YAML.
 
 Everything here is frozen and hashable, so that one value serves as gene, YAML node, dictionary key and log line.
 """
@@ -33,7 +33,7 @@ class NumberFormat(Protocol):
     def bits(self) -> int: ...
 
     def levels(self, symmetric: bool) -> tuple[float, ...]:
-        """Every level of the grid, ascending, at most 256 of them, zero among them; `symmetric` says that no zero-point shifts it."""
+        """Every level of the grid, ascending, at most 256, zero among them; `symmetric`: no zero-point shifts it."""
         ...
 
 
@@ -96,7 +96,7 @@ Choice = QuantConfig | int
 
 
 def plain(choice: Any) -> Any:
-    """`choice` as JSON would hold it: dataclasses become mappings with the class name under "kind", everything else stays."""
+    """`choice` as JSON holds it: dataclasses become mappings with the class name under "kind", all else stays."""
     if is_dataclass(choice) and not isinstance(choice, type):
         return {"kind": type(choice).__name__} | {f.name: plain(getattr(choice, f.name)) for f in fields(choice)}
     return choice
@@ -105,8 +105,8 @@ def plain(choice: Any) -> Any:
 class SubnetConfig(Mapping[str, Choice]):
     """One subnet: dimension name -> choice, a view of one canonical index row.
 
-    Only active dimensions are keys. Two configurations are equal where dimensions and row are equal, so subnets that compute the
-    same thing hash the same.
+    Only active dimensions are keys. Two configurations are equal where dimensions and row are equal, so subnets that
+    compute the same thing hash the same.
 
     Args:
         dimensions: the dimensions of the space, in its order.
@@ -164,7 +164,8 @@ class Layer:
         macs: multiply-accumulates for one example.
         weights: number of weight elements.
         outputs: output channels.
-        behind_norm: its output goes into a BatchNorm that will be folded: scales are then per channel in the file, and there is a bias.
+        behind_norm: its output goes into a BatchNorm that will be folded: scales are then per channel in the file, and
+            there is a bias.
         bias: it has a bias of its own.
         shape: input shape without the batch.
         active_if: conjunction of (dimension, allowed choices) under which the layer runs.
@@ -193,7 +194,12 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class LayerCost:
-    """One row of a subnet's cost table: an active layer at its true bits (macs and weights are counts, bits are per element)."""
+    """One row of a subnet's cost table: an active layer at its true bits.
+
+    Attributes:
+        macs, weights: counts.
+        weight_bits, input_bits: for each element.
+    """
 
     name: str
     kind: str
@@ -221,10 +227,11 @@ def si(value: float, unit: str = "", digits: int = 4) -> str:
 
 
 def locate(target: str, trusted: Sequence[str] = ()) -> Any:
-    """The class or function that `target` names, if it is one of ours or is listed in `trusted`.
+    """The class or function that `target` names: a class of ours, what conf/ registers, or what is in `trusted`.
 
-    A dotted path is not enough: `supernet.config.os.system` walks through our package into another one. The object found must be
-    defined where its name says, so `__module__.__qualname__` has to equal `target`, in one of our packages.
+    A dotted path is not enough: `supernet.config.os.system` walks through our package into another one. The object
+    found must be defined where its name says, so `__module__.__qualname__` has to equal `target`, in one of our
+    packages. Functions of ours have to be registered, since some of them write files or build what they are told to.
 
     Raises:
         ValueError: the target is not ours and not trusted, or does not exist.
@@ -243,14 +250,20 @@ def locate(target: str, trusted: Sequence[str] = ()) -> Any:
     defined = f"{getattr(found, '__module__', '?')}.{getattr(found, '__qualname__', '?')}"
     if ours and (defined != target or not callable(found)):
         raise ValueError(
-            f"_target_ must be defined where its name says, but {target!r} is {defined!r}; write that name if it is meant"
+            f"_target_ must be defined where its name says, but {target!r} is {defined!r}; "
+            "write that name if it is meant"
+        )
+    if not (isinstance(found, type) or target in trusted or target in registered()):
+        raise ValueError(
+            f"_target_ must name a class, or a function that conf/ names, got the function {target!r}; "
+            "allow it on the command line of this run, with trust=[...]"
         )
     return found
 
 
 @functools.cache
 def registered() -> tuple[str, ...]:
-    """Every `_target_` that the shipped conf/ names: our registry, and the only way in for classes of other packages."""
+    """Every `_target_` that the shipped conf/ names: our registry, and the only way in for other packages' classes."""
     found: set[str] = set()
     folders = [importlib.resources.files("conf")]
     while folders:
@@ -265,8 +278,8 @@ def registered() -> tuple[str, ...]:
 def build(node: Any, /, *, trusted: Sequence[str] = (), **extra: Any) -> Any:
     """The object that a configuration node describes: `_target_` called with the other keys, depth first.
 
-    Hydra's `instantiate` with `_convert_="all"` (with its default, dataclasses inside a list silently become DictConfig), after each
-    target has passed `locate`. Nodes without `_target_` come back as plain dict, list or value.
+    Hydra's `instantiate` with `_convert_="all"` (with its default, dataclasses inside a list silently become
+    DictConfig), after each target has passed `locate`. Nodes without `_target_` come back as plain dict, list or value.
 
     Args:
         node: a DictConfig, mapping, list or value.
@@ -282,6 +295,11 @@ def build(node: Any, /, *, trusted: Sequence[str] = (), **extra: Any) -> Any:
 
     if OmegaConf.is_config(node):
         node = OmegaConf.to_container(node, resolve=True)
+    for value in leaves(node):
+        if isinstance(value, str) and "${" in value:  # Hydra would resolve it, into what nobody has looked at
+            raise ValueError(
+                f"settings must be resolved before objects are made of them, got {value!r}; write the value"
+            )
     for target in targets(node):
         locate(target, trusted)
     try:
@@ -295,7 +313,7 @@ def build(node: Any, /, *, trusted: Sequence[str] = (), **extra: Any) -> Any:
 
 
 def targets(node: Any) -> Iterator[str]:
-    """Every `_target_` in a nest of mappings and lists, and what partial calls and method calls would reach."""
+    """Every `_target_` in a nest of mappings and lists, also below `_args_`."""
     if isinstance(node, dict):
         if "_target_" in node:
             yield str(node["_target_"])
@@ -304,3 +322,16 @@ def targets(node: Any) -> Iterator[str]:
     elif isinstance(node, list):
         for value in node:
             yield from targets(value)
+
+
+def leaves(node: Any) -> Iterator[Any]:
+    """Every key and every value that is neither mapping nor list."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield key
+            yield from leaves(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from leaves(value)
+    else:
+        yield node

@@ -1,15 +1,15 @@
 """What a subnet costs, as sums of lookups: BitOps in three conventions, bytes, MACs; and budgets on them.
 
-A cost is a `Factors`: a list of (dimensions, table over their joint choices), summed. That one form is evaluated in bulk by the search,
-tilted by the cost-first sampler and solved exactly by the integer program.
+A cost is a `Factors`: a list of (dimensions, table over their joint choices), summed. That one form is evaluated in
+bulk by the search, tilted by the cost-first sampler and solved exactly by the integer program.
 """
 
 from __future__ import annotations
 
-import itertools
+import functools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -65,8 +65,8 @@ def _bits(space: SearchSpace, name: str) -> Table:
 def bitops(space: SearchSpace, layers: Sequence[Layer], first_last: str = "true") -> Factors:
     """Sum of MACs x weight bits x input bits over the layers that run.
 
-    Three conventions are in print and differ by 20 % for a ResNet-18 at 4 bits: all layers at their true bits ("true"), first and
-    last counted at 8 bits ("8"), first and last left out ("out").
+    Three conventions are in print and differ by 20 % for a ResNet-18 at 4 bits: all layers at their true bits ("true"),
+    first and last counted at 8 bits ("8"), first and last left out ("out").
     """
     terms = []
     for k, layer in enumerate(layers):
@@ -84,8 +84,8 @@ def bitops(space: SearchSpace, layers: Sequence[Layer], first_last: str = "true"
 def stored_bytes(space: SearchSpace, layers: Sequence[Layer]) -> Factors:
     """Bytes of what a file has to hold: packed weight codes, scales (4 B), zero-points (1 B), biases (4 B).
 
-    Behind a BatchNorm the scale is per channel and there is a bias in the file, whatever the granularity in training was; the
-    input's own scale and zero-point count 5 B.
+    Behind a BatchNorm the scale is per channel and there is a bias in the file, whatever the granularity in training
+    was; the input's own scale and zero-point count 5 B.
     """
     terms = []
     for layer in layers:
@@ -144,31 +144,38 @@ class Costs:
             )
         if isinstance(text, bool):
             raise ValueError(f"a limit of {kind} is a number or wXaY, got {text!r}")
-        if isinstance(text, int | float):
+        if not isinstance(text, str):
             return _positive(kind, float(text))
+        unit = UNITS.get(kind, "")
         if re.fullmatch(r"w\d+a\d+", text):
             return self.of(self.space.uniform(text))[kind]
-        match = re.fullmatch(r"\s*([0-9.]+(?:[eE][+-]?\d+)?)\s*([kMGTmun]?)\s*(\w*)\s*", text)
-        unit = UNITS[kind]
-        if not match or match[3] not in ("", unit):
+        match = re.fullmatch(rf"\s*(\d+\.?\d*|\.\d+)(e[+-]?\d+)?\s*([kMGTmun]?)\s*(?:{unit})?\s*", text)
+        if not match:
             raise ValueError(
                 f"a limit of {kind} is a number with SI prefix in {unit} (e.g. 2.5M) or wXaY, got {text!r}"
             )
-        return _positive(kind, float(match[1]) * SI[match[2]])
+        return _positive(kind, float(match[1] + (match[2] or "")) * SI[match[3]])
 
     def reachable(self, kind: str) -> tuple[float, float]:
-        """Smallest and largest cost of this kind that the view can reach (the exact bounds where its terms share no gene but depth)."""
-        low, high = self.of(self.space.smallest())[kind], self.of(self.space.largest())[kind]
-        return min(low, high), max(low, high)
+        """Smallest and largest cost of this kind that the view can reach.
+
+        From the smallest and the largest subnet, each gene takes the form that is cheapest or dearest; exact where
+        terms share no gene but depth and grow with bits, as ours do.
+        """
+        cost, ends = self.kinds[kind], np.array([self.space.smallest().row, self.space.largest().row], dtype=np.int64)
+        low = cheapest(self.space, ends[:1], cost.value)
+        high = cheapest(self.space, ends[1:], (cost * -1.0).value)
+        return float(cost.value(low)[0]), float(cost.value(high)[0])
 
     def check(self, budget: Mapping[str, float]) -> None:
-        """Raise ValueError, naming the nearest reachable value, if some limit lies below everything the view can reach."""
+        """Raise ValueError, naming the nearest reachable value, if a limit lies below all that the view can reach."""
         for kind, limit in budget.items():
             low = self.reachable(kind)[0]
             if limit < low * (1 - 1e-12):
-                unit = UNITS[kind]
+                unit = UNITS.get(kind, "")
                 raise ValueError(
-                    f"no subnet has {kind} <= {si(limit, unit)}; the smallest reaches {si(low, unit)}: raise the budget to that or more"
+                    f"no subnet has {kind} <= {si(limit, unit)}; the smallest reaches {si(low, unit)}: "
+                    "raise the budget to that or more"
                 )
 
     def parse(self, budget: Mapping[str, str | float]) -> dict[str, float]:
@@ -179,7 +186,8 @@ class Costs:
         """
         if not isinstance(budget, Mapping) or not budget:
             raise ValueError(
-                f"a budget is a mapping kind -> limit, e.g. {{'bitops': 'w4a4'}} with a kind of {', '.join(self.kinds)}; got {budget!r}"
+                f"a budget is a mapping kind -> limit, e.g. {{'bitops': 'w4a4'}}, with a kind of "
+                f"{', '.join(self.kinds)}; got {budget!r}"
             )
         limits = {kind: self.limit(kind, text) for kind, text in budget.items()}
         self.check(limits)
@@ -212,19 +220,28 @@ def repair(
 ) -> Indices:
     """Rows brought within all limits by taking random active genes one step down until they fit.
 
-    Rows that fit are returned untouched. Limits must be reachable (`Costs.check`), else the smallest subnet comes back.
+    Rows that fit are returned untouched. Where no bits are left, each gene takes its cheapest form. Limits must be
+    reachable (`Costs.check`), else a smallest subnet comes back.
     """
     indices = space.canonical(indices)
     down, _ = space.neighbours()
-    for _round in itertools.count():
-        excess = over(limits, kinds, indices)
-        bad = np.flatnonzero(excess > 1e-12)
-        if len(bad) == 0:
-            return indices
+    while len(bad := np.flatnonzero((excess := over(limits, kinds, indices)) > 1e-12)):
         moved = _descend(space, indices[bad], down, np.where(excess[bad] > 0.2, max(1, len(space) // 8), 1), rng)
         if (moved == indices[bad]).all():
-            return indices
+            indices[bad] = cheapest(space, moved, functools.partial(over, limits, kinds))
+            break
         indices[bad] = moved
+    return indices
+
+
+def cheapest(space: SearchSpace, rows: Indices, value: Callable[[Indices], Table]) -> Indices:
+    """Rows [n, d] whose genes, one after the other, have taken the admissible choice of least `value` (rows -> [n])."""
+    for i, mask in enumerate(space.admissible):
+        n, choices = len(rows), np.flatnonzero(mask)
+        options = space.spread(np.tile(rows, (len(choices), 1)), np.full(n * len(choices), i), np.repeat(choices, n))
+        best = value(options).reshape(len(choices), n).argmin(0)
+        rows = options.reshape(len(choices), n, -1)[best, np.arange(n)]
+    return rows
 
 
 def _descend(

@@ -1,6 +1,7 @@
 """The protocols of the house, in one file: who calls what, when, with which shapes.
 
-Values (`NumberFormat`, `QuantConfig`, ...) live in `supernet.config`; here is what has behaviour. Classes need not inherit from these.
+Values (`NumberFormat`, `QuantConfig`, ...) live in `supernet.config`; here is what has behaviour. Classes need not
+inherit from these.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ class ElasticModule(Protocol):
 class Task(Protocol):
     """Data, loss and metric of one kind of problem. Four parts, no leaks:
 
-    weights learn on `train`; BatchNorm on `recalibrate` (fixed training images, not augmented); pairs, `tell`, re-evaluation and parity
-    debugging use `select`; `test` is read once, by export and report.
+    weights learn on `train`; BatchNorm on `recalibrate` (fixed training images, not augmented); pairs, `tell`,
+    re-evaluation and parity debugging use `select`; `test` is read once, by export and report.
     """
 
     name: str
@@ -76,10 +77,12 @@ class Task(Protocol):
 
 @runtime_checkable
 class Sampler(Protocol):
-    """Decides which subnets a training step runs. The loop calls `ask` once a step, and `tell` where `feedback` asks for it.
+    """Decides which subnets a training step runs. The loop calls `ask` once a step, and `tell` where `feedback` asks
+    for it.
 
     Attributes:
-        feedback: "none"; "train_loss": told after each step; "select_loss": told every `every` steps with losses on select.
+        feedback: "none"; "train_loss": told after each step; "select_loss": told every `every` steps with losses on
+            select.
         every: steps between two `tell` of "select_loss".
     """
 

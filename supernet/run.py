@@ -9,7 +9,7 @@ Files are plain and carry no class names, except config.yaml, whose targets go t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,20 +88,29 @@ def load(
             )
     space = read_json(path / "space.json")
     config = _config(path / "config.yaml")
-    task = build(config["task"], trusted=trusted) if "task" in config else None
+    task = _built(config["task"], trusted) if "task" in config else None
     module = _model(model, config, task, trusted)
     options = space["options"] | {"formats": [_format(f) for f in space["options"]["formats"]]}
     net = SuperNet(module, torch.zeros(space["example"]), **options)
     if net.fingerprint != space["fingerprint"]:
         raise ValueError(
-            f"{path} is of space {space['fingerprint']}, this model makes {net.fingerprint}; give the model that the run was made with"
+            f"{path} is of space {space['fingerprint']}, this model makes {net.fingerprint}; "
+            "give the model that the run was made with"
         )
     state, metadata = load_tensors(path / "supernet.safetensors")
     if metadata.get("fingerprint") != net.fingerprint:
         raise ValueError(
-            f"{path / 'supernet.safetensors'} is of space {metadata.get('fingerprint')}, space.json of {net.fingerprint}; restore the pair"
+            f"{path / 'supernet.safetensors'} is of space {metadata.get('fingerprint')}, "
+            f"space.json of {net.fingerprint}; restore the pair"
         )
-    net.load_state_dict(state)
+    try:
+        net.load_state_dict(state)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(
+            f"{path / 'supernet.safetensors'} does not fit the model: {reason}; "
+            "give the model that the run was made with"
+        ) from error
     return Run(path, net.eval(), task, config, int(space["epochs"]))
 
 
@@ -120,13 +129,14 @@ def _config(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
     try:
         config = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-    except YAMLError as error:
+    except (YAMLError, OmegaConfBaseException) as error:
         raise ValueError(
-            f"{path} is not YAML ({str(error).splitlines()[0]}); restore it from the run's origin"
+            f"{path} is not resolved YAML ({str(error).splitlines()[0]}); restore it from the run's origin"
         ) from error
     if not isinstance(config, dict):
         raise ValueError(
@@ -145,11 +155,29 @@ def _model(
     node = config.get("backbone")
     if node is None or task is None:
         raise ValueError(
-            "this run was made from a module, not from a configuration; pass model=<the module or a function that makes it>"
-        )
-    if node.get("_target_") == FACTORY and node.get("factory") not in trusted:
-        raise ValueError(
-            f"the run's config names a factory of its own, {node.get('factory')!r}; allow it with trust=[{node.get('factory')}]"
+            "this run was made from a module, not from a configuration; "
+            "pass model=<the module or a function that makes it>"
         )
     known = {key: value for key, value in WEIGHT_SOURCES.items() if key in node}
-    return build(node | known, trusted=trusted, n_classes=task.n_classes, in_channels=task.in_channels)
+    return _built(node | known, trusted, n_classes=task.n_classes, in_channels=task.in_channels)
+
+
+def _built(node: Any, trusted: Sequence[str], **extra: Any) -> Any:
+    """`build`, after the check that no function of somebody's own is called unasked, wherever in the node it stands."""
+    for factory in _factories(node):
+        if factory not in trusted:
+            raise ValueError(
+                f"the run's config names a factory of its own, {factory!r}; allow it with trust=[{factory}]"
+            )
+    return build(node, trusted=trusted, **extra)
+
+
+def _factories(node: Any) -> Iterator[Any]:
+    if isinstance(node, dict):
+        if node.get("_target_") == FACTORY:
+            yield node.get("factory")
+        for value in node.values():
+            yield from _factories(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from _factories(value)

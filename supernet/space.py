@@ -1,7 +1,8 @@
 """The search space: named dimensions with choices, and subnets as rows of choice indices.
 
-A subnet is a row of d integers, row[i] in 0..len(choices_i)-1. It is *canonical* when tied genes agree and inactive genes are 0, so
-that two rows are equal exactly if the subnets are. All operations are vectorised over [n, d] index matrices.
+A subnet is a row of d integers, row[i] in 0..len(choices_i)-1. It is *canonical* when tied genes agree and inactive
+genes are 0, so that two rows are equal exactly if the subnets are. All operations are vectorised over [n, d] index
+matrices.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class Dimension:
     Args:
         name: `<path of the module>.<what>`, e.g. `layer1.0.conv1.weight`, `layer1.depth`.
         choices: the values, at least one. Integers ascend.
-        active_if: conjunction of (name of an earlier dimension, allowed choices): data, never a callable. Empty: always active.
+        active_if: conjunction of (name of an earlier dimension, allowed choices): data, never a callable. () is always.
     """
 
     name: str
@@ -55,9 +56,9 @@ def magnitude(choice: Choice) -> int:
 class SearchSpace:
     """All subnets of one supernet, or the part of them that a view admits.
 
-    A view (`restrict`, `pin`, `tie`) keeps dimensions, indices and fingerprint, and adds a mask of admissible choices and equalities
-    between genes; `sample`, `mutate`, repair and the integer program honour them, so that what was learned on the whole space
-    can be used on any view of it.
+    A view (`restrict`, `pin`, `tie`) keeps dimensions, indices and fingerprint, and adds a mask of admissible choices
+    and equalities between genes; `sample`, `mutate`, repair and the integer program honour them, so that what was
+    learned on the whole space can be used on any view of it.
 
     Args:
         dimensions: in order; a dimension may depend on earlier ones only.
@@ -87,7 +88,7 @@ class SearchSpace:
     def __len__(self) -> int:
         return len(self.dimensions)
 
-    # -- what is one subnet ------------------------------------------------------------------------------------------------------
+    # -- what is one subnet -------------------------------------------------------------------------------------------
     def active(self, indices: Indices) -> NDArray[np.bool_]:
         """Which genes of [n, d] rows matter."""
         active = np.ones(indices.shape, dtype=bool)
@@ -97,7 +98,7 @@ class SearchSpace:
         return active
 
     def canonical(self, indices: Indices) -> Indices:
-        """The canonical form of [n, d] rows: tied genes take the value of their first active member, inactive genes become 0."""
+        """Canonical form of [n, d] rows: tied genes take the value of their first active member, inactive ones 0."""
         indices = np.array(indices, dtype=np.int64, ndmin=2)
         if indices.shape[1] != len(self) or (indices < 0).any() or (indices >= self.sizes).any():
             raise ValueError(
@@ -126,10 +127,10 @@ class SearchSpace:
         """[n, d] canonical rows of configurations (one configuration gives n = 1).
 
         Raises:
-            ValueError: a name or a choice that the space does not have.
+            ValueError: a name or a choice that the space does not have, or an active dimension without a choice.
         """
         many = [configs] if isinstance(configs, Mapping) else list(configs)
-        rows = np.zeros((len(many), len(self)), dtype=np.int64)
+        rows = np.full((len(many), len(self)), -1, dtype=np.int64)
         for row, config in zip(rows, many, strict=True):
             for name, choice in config.items():
                 at = self.position.get(name)
@@ -137,7 +138,11 @@ class SearchSpace:
                     known = [str(c) for c in self.dimensions[at].choices] if at is not None else "no such dimension"
                     raise ValueError(f"{name}={choice} is not in this space ({known}); was it made for another model?")
                 row[at] = self.dimensions[at].choices.index(choice)
-        return self.canonical(rows)
+        silent = self.active(rows.clip(0)) & (rows < 0)
+        if silent.any():
+            names = _few(self.dimensions[i].name for i in np.flatnonzero(silent.any(0)))
+            raise ValueError(f"a configuration names a choice for every active dimension; missing: {names}")
+        return self.canonical(rows.clip(0))
 
     def admits(self, indices: Indices) -> NDArray[np.bool_]:
         """[n] whether each row is canonical and its active genes are admissible in this view."""
@@ -148,26 +153,29 @@ class SearchSpace:
             good &= mask[indices[:, i]] | ~active[:, i]
         return good
 
-    # -- moves -------------------------------------------------------------------------------------------------------------------
+    # -- moves --------------------------------------------------------------------------------------------------------
     def sample_indices(self, n: int, rng: np.random.Generator) -> Indices:
         """[n, d] rows, every admissible choice of every gene equally likely."""
+        return self.canonical(self._draw(n, rng))
+
+    def _draw(self, n: int, rng: np.random.Generator) -> Indices:
+        """[n, d] admissible choices of all genes, not canonical: inactive genes have one too."""
         columns = [np.flatnonzero(mask)[rng.integers(mask.sum(), size=n)] for mask in self.admissible]
-        return self.canonical(np.stack(columns, axis=1)) if columns else np.zeros((n, 0), dtype=np.int64)
+        return np.stack(columns, axis=1) if columns else np.zeros((n, 0), dtype=np.int64)
 
     def sample(self, rng: np.random.Generator) -> SubnetConfig:
         """One subnet, every admissible choice of every gene equally likely."""
         return self.config(self.sample_indices(1, rng)[0])
 
     def mutate(self, indices: Indices, rate: float, rng: np.random.Generator) -> Indices:
-        """Each gene drawn anew with probability `rate`."""
-        return self.canonical(
-            np.where(rng.random(indices.shape) < rate, self.sample_indices(len(indices), rng), indices)
-        )
+        """Each gene drawn anew with probability `rate`; genes that this activates are drawn."""
+        keep = self.active(indices) & (rng.random(indices.shape) >= rate)
+        return self.canonical(np.where(keep, indices, self._draw(len(indices), rng)))
 
     def neighbours(self) -> tuple[list[NDArray[np.int64]], list[NDArray[np.int64]]]:
-        """For each dimension the next smaller and the next larger admissible choice of the same form (itself where there is none).
+        """For each dimension the next smaller and the next larger admissible choice (itself where there is none).
 
-        Bits of a QuantConfig move within one (granularity, symmetry); where that form ends, any form of the next bits is taken.
+        Bits of a QuantConfig move within one (granularity, symmetry) while the next bits have it, else to any form.
         """
         if self._neighbours is None:
             down, up = ([self._ladder(i, sign) for i in range(len(self))] for sign in (-1, 1))
@@ -191,20 +199,20 @@ class SearchSpace:
 
         Genes that this activates take the value they are tied to, else their first admissible choice.
         """
-        changed, active = indices.copy(), self.active(indices)
-        rows = np.arange(len(indices))
-        changed[rows, gene] = value
         if self._first is None:
             self._first = np.array([int(np.argmax(mask)) for mask in self.admissible], dtype=np.int64)
-        changed = np.where(self.active(changed) & ~active, self._first, changed)
+        active, rows = self.active(indices), np.arange(len(indices))
+        changed = np.where(active, indices, self._first)
+        changed[rows, gene] = value
         for group in self.ties:
             members = np.array(group)
-            leader = np.where(np.isin(gene, group), gene, members[np.argmax(active[:, members], axis=1)])
-            led = active[:, members].any(1)
-            changed[np.ix_(led, members)] = changed[rows, leader][led, None]
+            led, named = active[:, members].any(1), np.isin(gene, members)
+            leader = members[np.argmax(active[:, members], axis=1)]
+            changed[np.ix_(led, members)] = indices[rows, leader][led, None]
+            changed[np.ix_(named, members)] = value[named, None]
         return self.canonical(changed)
 
-    # -- landmarks ---------------------------------------------------------------------------------------------------------------
+    # -- landmarks ----------------------------------------------------------------------------------------------------
     def uniform(
         self,
         bits: str,
@@ -222,7 +230,7 @@ class SearchSpace:
         if not match:
             raise ValueError(f"uniform bits are written wXaY, e.g. w4a4; got {bits!r}")
         wanted = {"weight": int(match[1]), "input": int(match[2])}
-        forms = {"weight": weight_form, "input": input_form}
+        forms: dict[str, tuple[Granularity, bool]] = {"weight": weight_form, "input": input_form}
         row = np.zeros(len(self), dtype=np.int64)
         for kind, number in wanted.items():
             offered = {
@@ -230,7 +238,7 @@ class SearchSpace:
             }
             if number not in offered:
                 raise ValueError(
-                    f"{bits} asks for {number}-bit {kind}s, but this space offers {sorted(offered)}; choose one of these"
+                    f"{bits} asks for {number}-bit {kind}s, this space offers {sorted(offered)}; choose one of these"
                 )
         for i, d in enumerate(self.dimensions):
             kind = d.name.rpartition(".")[2]
@@ -246,11 +254,11 @@ class SearchSpace:
             choice = choices[k]
             return abs(magnitude(choice) - target), isinstance(choice, QuantConfig) and choice.form != form, k
 
-        return int(min(np.flatnonzero(self.admissible[i]), key=distance))
+        return min(np.flatnonzero(self.admissible[i]).tolist(), key=distance)
 
     def extreme(self, sign: int) -> SubnetConfig:
         """The subnet with the smallest (sign -1) or largest (sign 1) choice of every gene, in the usual form."""
-        forms = {"weight": (PerChannel(), True), "input": (PerTensor(), True)}
+        forms: dict[str, tuple[Granularity, bool]] = {"weight": (PerChannel(), True), "input": (PerTensor(), True)}
         row = [
             self._nearest(i, sign * 10**6, forms.get(d.name.rpartition(".")[2])) for i, d in enumerate(self.dimensions)
         ]
@@ -264,12 +272,13 @@ class SearchSpace:
         """The subnet of most bits and greatest depth."""
         return self.extreme(1)
 
-    # -- views -------------------------------------------------------------------------------------------------------------------
+    # -- views --------------------------------------------------------------------------------------------------------
     def restrict(self, allowed: Mapping[str, Rule]) -> SearchSpace:
         """A view in which dimensions whose name matches a pattern admit fewer choices.
 
         Args:
-            allowed: pattern (shell style, e.g. `*.weight`) -> the allowed choices, or a function that says of a choice whether it is.
+            allowed: pattern (shell style, e.g. `*.weight`) -> the allowed choices, or a function that says of a choice
+                whether it is.
 
         Raises:
             ValueError: a pattern matches nothing, or a dimension is left without a choice.
@@ -282,13 +291,14 @@ class SearchSpace:
                 raise ValueError(f"no dimension matches {pattern!r}; there are {_few(self.position)}")
             for name in hits:
                 i = self.position[name]
-                keep = np.array([rule(c) if callable(rule) else c in rule for c in self.dimensions[i].choices])
+                d = self.dimensions[i]
+                keep = np.array([rule(c) if callable(rule) else c in rule for c in d.choices])
                 masks[i] = masks[i] & keep
                 if not masks[i].any():
-                    raise ValueError(
-                        f"{pattern!r} leaves {name} without a choice; it has {_few(self.dimensions[i].choices)}"
-                    )
+                    raise ValueError(f"{pattern!r} leaves {name} without a choice; it has {_few(d.choices)}")
         view.admissible = tuple(masks)
+        for group in view.ties:
+            view._share(group)
         return view
 
     def pin(self, choices: Mapping[str, Choice]) -> SearchSpace:
@@ -305,48 +315,43 @@ class SearchSpace:
             ValueError: members with different choices, fewer than two members, or a dimension in two groups.
         """
         view = self._view()
-        ties = list(self.ties)
-        masks = list(self.admissible)
         for patterns in groups:
             group = sorted({self.position[name] for p in patterns for name in fnmatch.filter(self.position, p)})
+            names = _few(self.dimensions[i].name for i in group)
             if len(group) < 2:
-                raise ValueError(
-                    f"a tie needs two or more dimensions, {list(patterns)} matches {len(group)}; there are {_few(self.position)}"
-                )
+                raise ValueError(f"a tie needs two or more dimensions, {list(patterns)} matches {names or 'none'}")
             if len({self.dimensions[i].choices for i in group}) > 1:
-                raise ValueError(
-                    f"tied dimensions need the same choices, these differ: {_few(self.dimensions[i].name for i in group)}"
-                )
-            if any(set(group) & set(other) for other in ties):
-                raise ValueError(f"a dimension can be in one tie only: {_few(self.dimensions[i].name for i in group)}")
-            common = np.logical_and.reduce([masks[i] for i in group])
-            if not common.any():
-                raise ValueError(
-                    f"tied dimensions have no admissible choice in common: {_few(self.dimensions[i].name for i in group)}"
-                )
-            for i in group:
-                masks[i] = common
-            ties.append(tuple(group))
-        view.ties, view.admissible = tuple(ties), tuple(masks)
+                raise ValueError(f"tied dimensions need the same choices, these differ: {names}")
+            if any(set(group) & set(other) for other in view.ties):
+                raise ValueError(f"a dimension can be in one tie only: {names}")
+            view.ties = (*view.ties, tuple(group))
+            view._share(tuple(group))
         return view
+
+    def _share(self, group: tuple[int, ...]) -> None:
+        """Leave tied dimensions the admissible choices that they have in common."""
+        common = np.logical_and.reduce([self.admissible[i] for i in group])
+        if not common.any():
+            names = _few(self.dimensions[i].name for i in group)
+            raise ValueError(f"tied dimensions have no admissible choice in common: {names}")
+        self.admissible = tuple(common if i in group else mask for i, mask in enumerate(self.admissible))
 
     def _view(self) -> SearchSpace:
         view = SearchSpace(self.dimensions)
         view.admissible, view.ties = self.admissible, self.ties
         return view
 
-    # -- for predictors and files ------------------------------------------------------------------------------------------------
+    # -- for predictors and files -------------------------------------------------------------------------------------
     def features(self, indices: Indices) -> NDArray[np.float32]:
-        """[n, f] numbers in 0..1 that describe the rows: 5 for a quantized tensor, 2 for an architecture dimension; 0 where inactive.
+        """[n, f] numbers in 0..1 that describe the rows: 5 for each quantized tensor, 2 for each other dimension.
 
-        Quantized: active, bits / 8, noise 4^(2 - bits) (the variance of rounding falls fourfold with each bit), per-channel, symmetric.
+        Quantized: active, bits / 8, noise 4^(2 - bits) (the variance of rounding falls fourfold with each bit),
+        per-channel, symmetric. Architecture: active, choice / largest choice. All are 0 where inactive.
         """
         indices = np.asarray(indices)
         active = self.active(indices)
         columns = [_described(d)[indices[:, i]] * active[:, i, None] for i, d in enumerate(self.dimensions)]
-        return (
-            np.concatenate(columns, axis=1).astype(np.float32) if columns else np.zeros((len(indices), 0), np.float32)
-        )
+        return np.concatenate([np.zeros((len(indices), 0)), *columns], axis=1).astype(np.float32)
 
     def plain(self) -> dict[str, Any]:
         """Dimensions, fingerprint and view as JSON holds them (space.json)."""
@@ -381,12 +386,8 @@ def _same_form(a: Choice, b: Choice) -> bool:
 def _described(dimension: Dimension) -> NDArray[np.float64]:
     if dimension.quantizes:
         quantized = [c for c in dimension.choices if isinstance(c, QuantConfig)]
-        return np.array(
-            [
-                [1.0, c.bits / 8, 4.0 ** (2 - c.bits), isinstance(c.granularity, PerChannel), c.symmetric]
-                for c in quantized
-            ]
-        )
+        forms = [[isinstance(c.granularity, PerChannel), c.symmetric] for c in quantized]
+        return np.array([[1.0, c.bits / 8, 4.0 ** (2 - c.bits), *f] for c, f in zip(quantized, forms, strict=True)])
     numbers = np.array([magnitude(c) for c in dimension.choices], dtype=float)
     return np.stack([np.ones_like(numbers), numbers / numbers.max()], axis=1)
 

@@ -1,11 +1,12 @@
-"""BatchNorm statistics of one subnet: a shared supernet has none that fit any single subnet, so each is measured before it is judged.
+"""BatchNorm statistics of one subnet: a shared supernet has none that fit it, so they are measured before it is judged.
 
-Statistics are reset and become the cumulative mean over the recalibration batches (Yu et al., BigNAS, ECCV 2020); EQ-Net does not reset and
-takes a moving average, which keeps a part of what other subnets left.
+Statistics are reset and become the cumulative mean over the recalibration batches (Yu et al., BigNAS, ECCV 2020);
+EQ-Net does not reset and takes a moving average, which keeps a part of what other subnets left.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -20,42 +21,42 @@ def norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
 
 @torch.no_grad()
 def recalibrate(model: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Set the statistics of every BatchNorm to the mean over `batches`; all else runs as in evaluation, and nothing learns.
+    """Set the statistics of every BatchNorm to the mean over `batches`; all else evaluates, and nothing learns.
 
     Args:
         model: a module, or a supernet with the wanted subnet active.
         batches: inputs [n, ...], at least one.
 
     Raises:
-        ValueError: no batches.
+        ValueError: no batches; the statistics are then as before.
     """
+    remaining = iter(batches)
+    first = next(remaining, None)
+    if first is None:
+        raise ValueError(
+            "BatchNorm recalibration needs at least one batch; raise the number of recalibration images above 0"
+        )
     layers = norms(model)
     modes = [(m, m.training) for m in model.modules()]
     momenta = [layer.momentum for layer in layers]
-    seen = 0
     try:
         model.eval()
         for layer in layers:
             layer.reset_running_stats()
             layer.momentum = None
             layer.training = True
-        for batch in batches:
+        for batch in itertools.chain([first], remaining):
             model(batch)
-            seen += 1
     finally:
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum
         for module, mode in modes:
             module.training = mode
-    if not seen:
-        raise ValueError(
-            "BatchNorm recalibration needs at least one batch; raise the number of recalibration images above 0"
-        )
 
 
 @contextmanager
 def recalibrated(model: nn.Module, batches: Iterable[Tensor]) -> Iterator[nn.Module]:
-    """Inside, the statistics are those of the active subnet on `batches`; afterwards the old ones are back, also after an error."""
+    """Inside, the statistics are those of the active subnet on `batches`; afterwards as before, also after an error."""
     layers = norms(model)
     before = [{name: buffer.clone() for name, buffer in layer.named_buffers(recurse=False)} for layer in layers]
     try:

@@ -1,12 +1,13 @@
 """Convolution and linear layers with a quantizer for the weight and one for the input.
 
-The same classes serve the supernet (several choices) and a materialised subnet (one choice), so both run the same arithmetic.
+The same classes serve the supernet (several choices) and a materialised subnet (one choice), so both run the same
+arithmetic.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Self
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -20,8 +21,8 @@ from supernet.space import Dimension
 class QuantLayer(nn.Module):
     """What both layers share: the quantizers, their dimensions, and how a float layer becomes one of these."""
 
-    weight: nn.Parameter
-    bias: nn.Parameter | None
+    weight: Tensor
+    bias: Any  # a Parameter or None
     weight_quantizer: Quantizer
     input_quantizer: Quantizer
 
@@ -32,7 +33,8 @@ class QuantLayer(nn.Module):
 
         Args:
             weight_choices, input_choices: what the space offers.
-            bypass: bits from which on the input is taken as it is, because a site before it has quantized it already (0: never).
+            bypass: bits from which on the input is taken as it is, because a site before it has quantized it already
+                (0: never).
         """
         self.weight_quantizer = Quantizer(weight_choices, self.weight.shape[0], weight=True)
         self.input_quantizer = Quantizer(input_choices, bypass=bypass)

@@ -10,8 +10,9 @@ from supernet.space import Dimension
 class Stage(nn.Sequential):
     """Blocks of which only the first `depth` run.
 
-    Every block after the first must keep the shape of its input and be residual, so that leaving it out is a smaller network of
-    the same family (stochastic depth, Huang et al., ECCV 2016; OFA, Cai et al., ICLR 2020). Blocks are left out from the end.
+    Every block after the first must keep the shape of its input and be residual, so that leaving it out is a smaller
+    network of the same family (stochastic depth, Huang et al., ECCV 2016; OFA, Cai et al., ICLR 2020). Blocks are left
+    out from the end.
 
     Args:
         blocks: the blocks in order.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import fnmatch
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -28,7 +29,7 @@ from supernet.config import (
 from supernet.cost import Costs
 from supernet.elastic.layers import QuantLayer
 from supernet.elastic.stage import Stage
-from supernet.elastic.wrap import Found, discover, multiplications, place_sites, swap
+from supernet.elastic.wrap import Found, discover, evaluating, multiplications, place_sites, swap
 from supernet.formats.integer import Integer
 from supernet.quant.quantizer import Quantizer
 from supernet.quant.ste import compile_quantizers
@@ -52,11 +53,13 @@ class SuperNet(nn.Module):
         first_last_bits: bits of the first and last layer (None: as elastic as the others).
         formats: further number formats for weights beside the integers; symmetric.
         sites: whether tensors between operators are quantized too (8 bits), as runtimes need it.
-        allow: shell patterns of modules that may stay in float; what is uncovered beyond 1 % of the MACs is an error otherwise.
+        allow: shell patterns of modules that may stay in float; what is uncovered beyond 1 % of the MACs is an error
+            otherwise.
         model_options: passed to timm where `model` is a name.
 
     Raises:
-        ValueError: nothing to quantize, layers left in float, a model that cannot be traced, or choices that make no space.
+        ValueError: nothing to quantize, layers left in float, a model that cannot be traced, or choices that make no
+            space.
     """
 
     def __init__(
@@ -77,34 +80,30 @@ class SuperNet(nn.Module):
     ) -> None:
         super().__init__()
         model = _timm(model, **model_options) if isinstance(model, str) else copy.deepcopy(model)
-        granularities = [_granularity(g) for g in granularities]
+        sharing = [_granularity(g) for g in granularities]
+        bits = tuple(bits)
         weight_bits, input_bits = sorted(set(weight_bits or bits)), sorted(set(input_bits or bits))
         self.example, self.has_sites, self.compiled = example, sites, "off"
         self.options = {
             "weight_bits": weight_bits,
             "input_bits": input_bits,
-            "granularities": [str(g) for g in granularities],
+            "granularities": [str(g) for g in sharing],
             "symmetries": list(symmetries),
             "first_last_bits": first_last_bits,
             "sites": sites,
             "allow": list(allow),
+            "formats": [plain(f) for f in formats],
         }
         found = discover(model, example)
         self._coverage = _audit(found, multiplications(model, example), allow)
         _check_stages(model, example)
-        self.options["formats"] = [plain(f) for f in formats]
-        weights = _choices(weight_bits, granularities, symmetries) + tuple(
-            QuantConfig(f, g) for f in formats for g in granularities
-        )
-        inputs = _choices(input_bits, (PerTensor(),), symmetries)
-        edge = () if first_last_bits is None else (found[0].name, found[-1].name)
-        pinned = (
-            _choices((first_last_bits or 8,), granularities, symmetries),
-            _choices((first_last_bits or 8,), (PerTensor(),), symmetries),
-        )
+        others = tuple(QuantConfig(f, g) for f in formats for g in sharing)
+        free = (_choices(weight_bits, sharing, symmetries) + others, _choices(input_bits, (PerTensor(),), symmetries))
+        edge, pin = (() if first_last_bits is None else (found[0].name, found[-1].name)), (first_last_bits or 8,)
+        pinned = (_choices(pin, sharing, symmetries), _choices(pin, (PerTensor(),), symmetries))
         for layer in found:
-            swap(model, layer.name, *(pinned if layer.name in edge else (weights, inputs)))
-        self.model: nn.Module = place_sites(model, SITE) if sites else model
+            swap(model, layer.name, *(pinned if layer.name in edge else free))
+        self.model: nn.Module = place_sites(model, SITE, example) if sites else model
         self._run: tuple[Any] = (self.model,)  # in a tuple, so that it is not registered a second time
         self.stages = {name: m for name, m in self.model.named_modules() if isinstance(m, Stage)}
         self.layers = tuple(Layer(**vars(f), active_if=self._condition(f.name)) for f in found)
@@ -114,7 +113,7 @@ class SuperNet(nn.Module):
         self._elastic = self._sites()
         self._bind(np.asarray(self.space.largest().row))
 
-    # -- the space -------------------------------------------------------------------------------------------------------------
+    # -- the space ----------------------------------------------------------------------------------------------------
     def _condition(self, name: str) -> tuple[tuple[str, tuple[Choice, ...]], ...]:
         """Depths at which the module at path `name` runs, for each stage around it."""
         conditions = []
@@ -128,7 +127,11 @@ class SuperNet(nn.Module):
         return tuple(conditions)
 
     def _dimensions(self) -> list[Dimension]:
-        dimensions = [d for path, stage in self.stages.items() for d in stage.dimensions(path)]
+        dimensions = [
+            Dimension(d.name, d.choices, self._condition(path))
+            for path, stage in self.stages.items()
+            for d in stage.dimensions(path)
+        ]
         for layer in self.layers:
             module = self.model.get_submodule(layer.name)
             assert isinstance(module, QuantLayer)
@@ -151,10 +154,14 @@ class SuperNet(nn.Module):
         return self.space.fingerprint
 
     def row(self, config: SubnetConfig | Sequence[int] | Indices) -> Indices:
-        """The canonical index row [d] of a configuration or row."""
+        """The canonical index row [d] of a configuration or row; ValueError for a configuration of another space."""
+        if isinstance(config, SubnetConfig) and config.dimensions != self.space.dimensions:
+            raise ValueError(
+                f"subnet {config.id} is of another space; take configurations from net.space or a view of it"
+            )
         return self.space.canonical(np.asarray(config.row if isinstance(config, SubnetConfig) else config))[0]
 
-    # -- one subnet ------------------------------------------------------------------------------------------------------------
+    # -- one subnet ---------------------------------------------------------------------------------------------------
     def _bind(self, row: Indices) -> None:
         """Bind one fresh int64 table, a row for each elastic site, and set the depths."""
         table = torch.tensor(
@@ -172,7 +179,7 @@ class SuperNet(nn.Module):
 
     @contextmanager
     def as_subnet(self, config: SubnetConfig | Sequence[int] | Indices) -> Iterator[SuperNet]:
-        """Inside, the supernet computes as this subnet; afterwards what was active before is active again, also after an error.
+        """Inside, the supernet computes as this subnet; afterwards as before, also after an error.
 
         Backward may be called inside or after the context.
         """
@@ -184,38 +191,41 @@ class SuperNet(nn.Module):
             self._bind(np.asarray(before))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits of the active subnet. A compiled graph serves training only: evaluation has other batch sizes and modes."""
+        """Logits of the active subnet. A compiled graph serves training only: evaluation has other shapes and modes."""
         return (self._run[0] if torch.is_grad_enabled() else self.model)(x)
 
     @contextmanager
     def floating(self) -> Iterator[SuperNet]:
         """Inside, nothing is quantized: the float reference at the active depth."""
+        before = [(quantizer, quantizer.enabled) for quantizer in self.quantizers.values()]
         try:
-            for quantizer in self.quantizers.values():
+            for quantizer, _ in before:
                 quantizer.enabled = False
             yield self
         finally:
-            for quantizer in self.quantizers.values():
-                quantizer.enabled = True
+            for quantizer, enabled in before:
+                quantizer.enabled = enabled
 
-    def compile(self, mode: str = "regional") -> None:  # type: ignore[override]
+    def compile(self, mode: str = "regional") -> None:
         """Compile for speed: `off`; `regional`: the quantizers' functions; `whole`: the network as one graph.
 
         Raises:
-            ValueError: `whole` for a space with elastic depth: it would compile once per depth and then fall back silently.
+            ValueError: `whole` for a space with elastic depth: it would compile once per depth and then fall back
+                silently.
         """
         if mode not in ("off", "regional", "whole"):
             raise ValueError(f"compile is off, regional or whole, got {mode!r}")
         elastic = [name for name in self.space.position if name.endswith(".depth") and name[:-6] in self.stages]
         if mode == "whole" and elastic:
             raise ValueError(
-                f"compile=whole needs a space without architecture dimensions, this one has {', '.join(elastic)}; use compile=regional"
+                f"compile=whole needs a space without architecture dimensions, this one has {', '.join(elastic)}; "
+                "use compile=regional"
             )
         compile_quantizers(mode == "regional")
         self._run = (torch.compile(self.model, fullgraph=True) if mode == "whole" else self.model,)
         self.compiled = mode
 
-    # -- scales and copies -----------------------------------------------------------------------------------------------------
+    # -- scales and copies --------------------------------------------------------------------------------------------
     @torch.no_grad()
     def calibrate(self, batches: Iterable[Tensor]) -> None:
         """Set the scales of every choice of every site, from one float pass over input batches [n, ...].
@@ -225,20 +235,18 @@ class SuperNet(nn.Module):
         """
         samples: dict[str, list[Tensor]] = {name: [] for name, q in self.quantizers.items() if not q.weight}
         handles = [self.quantizers[name].register_forward_pre_hook(_catch(kept)) for name, kept in samples.items()]
-        was, before, count = self.training, self.active, 0
+        count = 0
         try:
-            self._bind(np.asarray(self.space.largest().row))
-            with self.floating():
-                self.eval()
+            with self.as_subnet(self.space.largest()), self.floating(), evaluating(self):
                 for batch in batches:
                     if not torch.isfinite(batch).all():
                         raise ValueError(
-                            "calibration images must be finite, but a batch holds NaN or infinity; check the data and its normalisation"
+                            "calibration images must be finite, but a batch holds NaN or infinity; "
+                            "check the data and its normalisation"
                         )
                     self.model(batch)
                     count += 1
         finally:
-            self.train(was)
             for handle in handles:
                 handle.remove()
         if not count:
@@ -250,17 +258,18 @@ class SuperNet(nn.Module):
                 quantizer.start(weight)
             else:
                 quantizer.start(torch.cat(samples[name]))
-        self._bind(np.asarray(before))
+        self._bind(np.asarray(self.active))
 
     def materialise(self, config: SubnetConfig | Sequence[int] | Indices) -> nn.Module:
-        """The subnet as a plain module with its own weights: same outputs, one choice at each quantizer, no blocks that do not run."""
+        """The subnet as a plain module with its own weights: same outputs, one choice at each quantizer, no blocks that
+        do not run."""
         row = self.row(config)
         model = copy.deepcopy(self.model)
         for layer in self.layers:
             module = model.get_submodule(layer.name)
             assert isinstance(module, QuantLayer)
             module.fix(int(row[self.space.position[layer.weight]]), int(row[self.space.position[layer.input]]))
-        for path, stage in self.stages.items():
+        for path, stage in reversed(self.stages.items()):  # inner ones first, while they can be reached
             at = self.space.position.get(f"{path}.depth")
             depth = self.space.dimensions[at].choices[int(row[at])] if at is not None else len(stage)
             assert isinstance(depth, int)
@@ -270,7 +279,7 @@ class SuperNet(nn.Module):
             )
         return model
 
-    # -- figures ---------------------------------------------------------------------------------------------------------------
+    # -- figures ------------------------------------------------------------------------------------------------------
     def cost(self, config: SubnetConfig | Sequence[int] | Indices) -> dict[str, float]:
         """Every cost of one subnet: bitops, bitops_first_last_8, bitops_inner, bytes, macs."""
         return self.costs.of(self.row(config))
@@ -311,15 +320,20 @@ def _granularity(value: Granularity | str) -> Granularity:
 def _choices(
     bits: Iterable[int], granularities: Sequence[Granularity], symmetries: Sequence[bool]
 ) -> tuple[QuantConfig, ...]:
-    return tuple(
+    made = tuple(
         QuantConfig(Integer(int(b)), g, s) for b in sorted(set(bits)) for g in granularities for s in symmetries
     )
+    if not made:
+        raise ValueError("a space needs one or more of each: bits, granularities and symmetries; one of them is empty")
+    return made
 
 
 def _catch(kept: list[Tensor]) -> Any:
     def hook(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         flat = inputs[0].reshape(-1)
         step = max(1, flat.numel() // SAMPLES_PER_BATCH)
+        while math.gcd(step, flat.numel()) > 1:  # else only some columns of the images would be met
+            step += 1
         kept.append(torch.cat([flat[::step], flat.min()[None], flat.max()[None]]))
 
     return hook
@@ -338,7 +352,8 @@ def _audit(found: Sequence[Found], spent: dict[str, int], allow: Sequence[str]) 
         worst = sorted(missing.items(), key=lambda item: -item[1])[:5]
         listed = ", ".join(f"{path} ({100 * count / total:.1f} %)" for path, count in worst)
         raise ValueError(
-            f"only {100 * covered:.1f} % of the MACs lie in nn.Conv2d and nn.Linear (at least {100 * COVERED:.0f} % must); float stay {listed}: "
+            f"only {100 * covered:.1f} % of the MACs lie in nn.Conv2d and nn.Linear "
+            f"(at least {100 * COVERED:.0f} % must); float stay {listed}: "
             "allow them with allow=[pattern, ...] if that is meant"
         )
     share = 1 - sum(left.values()) / total
@@ -363,10 +378,8 @@ def _check_stages(model: nn.Module, example: Tensor) -> None:
         for child, block in list(stage.named_children())[stage.min_depth :]
     ]
     handles = [block.register_forward_hook(hook(name)) for name, block in blocks]
-    was = model.training
-    with torch.no_grad():
-        model.eval()(example)
-    model.train(was)
+    with evaluating(model):
+        model(example)
     for handle in handles:
         handle.remove()
     if problems:

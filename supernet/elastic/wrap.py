@@ -1,20 +1,24 @@
 """From any torch model to a quantized one: find the layers, swap them, and put sites where a runtime needs them.
 
-The graph is traced with torch.fx, block by block inside a Stage, so that blocks can still be left out. What a site is: a tensor that
-is quantized. A tensor whose only consumer quantizes it (a convolution, a linear layer) has that consumer's site; every other tensor
-between operators has an 8-bit site of its own, after which consumers with fewer bits requantize. Without them a runtime falls back to
-float between layers.
+The graph is traced with torch.fx, block by block inside a Stage, so that blocks can still be left out. What a site is:
+    a tensor that
+is quantized. A tensor whose only consumer quantizes it (a convolution, a linear layer) has that consumer's site; every
+other tensor between operators has an 8-bit site of its own, after which consumers with fewer bits requantize. Without
+them a runtime falls back to float between layers.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from supernet.config import QuantConfig
@@ -28,6 +32,7 @@ ACTIVATION_CALLS = (F.relu, torch.relu, F.relu6, torch.relu_)
 ON_GRID = (nn.MaxPool2d, nn.Flatten, nn.Identity, nn.Dropout, nn.ZeroPad2d)
 ON_GRID_CALLS: tuple[Callable[..., object], ...] = (operator.getitem, torch.flatten, F.pad, F.max_pool2d, torch.reshape)
 ON_GRID_METHODS = ("flatten", "view", "reshape", "contiguous")
+PARTS, PARTS_METHODS = (torch.chunk, torch.split, torch.unbind), ("chunk", "split", "unbind")
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,24 @@ class Found:
     behind_norm: bool
     bias: bool
     shape: tuple[int, ...]
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Inside, the model evaluates without gradients and without fused attention; afterwards each module has its mode.
+
+    Torch's fused paths skip the modules that they stand for, and their products are not counted.
+    """
+    modes, fused = [(m, m.training) for m in model.modules()], torch.backends.mha.get_fastpath_enabled()
+    try:
+        model.eval()
+        torch.backends.mha.set_fastpath_enabled(False)
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+        for module, mode in modes:
+            module.training = mode
 
 
 def discover(model: nn.Module, example: Tensor) -> list[Found]:
@@ -59,18 +82,18 @@ def discover(model: nn.Module, example: Tensor) -> list[Found]:
     def meet(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                before = last.get(id(inputs[0]))
-                if before:
-                    found[before] = Found(**(vars(found[before]) | {"behind_norm": True}))
+                source = last.get(id(inputs[0]))
+                if source:
+                    found[source] = replace(found[source], behind_norm=True)
                 return
             assert isinstance(module, nn.Conv2d | nn.Linear)
             kind = "conv" if isinstance(module, nn.Conv2d) else "linear"
             count = (output.numel() // output.shape[0]) * (module.weight.numel() // module.weight.shape[0])
-            count += found[name].macs if name in found else 0
-            shape = tuple(inputs[0].shape[1:])
-            found[name] = Found(
-                name, kind, count, module.weight.numel(), module.weight.shape[0], False, module.bias is not None, shape
-            )
+            before = found.get(name)
+            count += before.macs if before else 0
+            normed, bias = before is not None and before.behind_norm, module.bias is not None
+            shape, (outputs, weights) = tuple(inputs[0].shape[1:]), (module.weight.shape[0], module.weight.numel())
+            found[name] = Found(name, kind, count, weights, outputs, normed, bias, shape)
             last[id(output)] = name
             keep.append(output)
 
@@ -82,10 +105,8 @@ def discover(model: nn.Module, example: Tensor) -> list[Found]:
         if type(module) in ADAPTERS or isinstance(module, nn.modules.batchnorm._BatchNorm)
     ]
     try:
-        was = model.training
-        with torch.no_grad():
-            model.eval()(example)
-        model.train(was)
+        with evaluating(model):
+            model(example)
     finally:
         for handle in handles:
             handle.remove()
@@ -100,10 +121,8 @@ def multiplications(model: nn.Module, example: Tensor) -> dict[str, int]:
     """MACs of one example by the innermost module that spends them ("" for the model itself), whatever the operator."""
     batch = example.shape[0]
     counter = FlopCounterMode(display=False)
-    was = model.training
-    with torch.no_grad(), counter:
-        model.eval()(example)
-    model.train(was)
+    with evaluating(model), counter:
+        model(example)
     inclusive = {path: sum(ops.values()) // 2 // batch for path, ops in counter.get_flop_counts().items()}
     root = type(model).__name__
     total = {path.removeprefix(root).lstrip("."): count for path, count in inclusive.items() if path != "Global"}
@@ -120,15 +139,18 @@ def multiplications(model: nn.Module, example: Tensor) -> dict[str, int]:
 def swap(
     model: nn.Module, name: str, weight_choices: Sequence[QuantConfig], input_choices: Sequence[QuantConfig]
 ) -> None:
-    """Replace the float layer at path `name` by a quantized one with the same parameters."""
-    parent, _, child = name.rpartition(".")
+    """Replace the float layer at path `name`, and wherever else it is used, by a quantized one with its parameters."""
     layer = model.get_submodule(name)
     made = ADAPTERS[type(layer)].from_float(layer)  # type: ignore[arg-type]
-    setattr(model.get_submodule(parent), child, made.quantize(weight_choices, input_choices))
+    made.quantize(weight_choices, input_choices)
+    for parent in list(model.modules()):
+        for child, module in parent._modules.items():
+            if module is layer:
+                setattr(parent, child, made)
 
 
 class _Tracer(fx.Tracer):
-    """Keeps as one node what is quantized, normalised, cut short, or has no parts; timm's BatchNormAct2d is not inlined."""
+    """Keeps as one node what is quantized, normalised (timm's BatchNormAct2d too), cut short, or has no parts."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         kept = isinstance(m, QuantLayer | Quantizer | Stage | nn.modules.batchnorm._BatchNorm)
@@ -143,111 +165,172 @@ def trace(model: nn.Module) -> fx.GraphModule:
         ValueError: the forward pass depends on data or shapes in Python, so that there is no one graph.
     """
     try:
-        graph = _Tracer().trace(model)
-    except Exception as error:
+        with evaluating(model):  # a functional dropout would be traced as it is in training, for good
+            graph = _Tracer().trace(model)
+    except Exception as error:  # a forward pass may raise anything when it is given a proxy
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(
-            f"{type(model).__name__} cannot be traced ({str(error).splitlines()[0]}); pass sites=False to train it without deployment sites "
-            "(it cannot be exported then)"
+            f"{type(model).__name__} cannot be traced ({reason}); "
+            "pass sites=False to train it without deployment sites (it cannot be exported then)"
         ) from error
     return fx.GraphModule(model, graph, type(model).__name__)
 
 
-def place_sites(model: nn.Module, choice: QuantConfig) -> fx.GraphModule:
+def place_sites(model: nn.Module, choice: QuantConfig, example: Tensor) -> fx.GraphModule:
     """Trace `model` and insert an 8-bit site wherever a tensor between operators has none; see the head of this file.
 
     Args:
         model: with its layers already swapped.
         choice: how the sites quantize.
+        example: one input, to tell tensors from numbers.
+
+    Raises:
+        ValueError: the model cannot be traced, or a block of a Stage is a single layer.
     """
-    for stage in [m for m in model.modules() if isinstance(m, Stage)]:
-        for name, block in list(stage.named_children()):
-            setattr(stage, name, _sited(block, choice, is_block=True))
-    return _sited(model, choice, is_block=False)
+    stages = [(path, m) for path, m in model.named_modules() if isinstance(m, Stage)]
+    blocks = [(stage, f"{path}.{name}", block) for path, stage in stages for name, block in stage.named_children()]
+    seen: dict[str, Tensor] = {}
+    handles = []
+    for _, path, block in blocks:
+        if isinstance(block, QuantLayer | Stage):
+            kind = type(block).__name__
+            raise ValueError(f"a block of a Stage is a module with layers in it, {path} is a {kind}; wrap it")
+        handles.append(block.register_forward_pre_hook(lambda _, inputs, path=path: seen.update({path: inputs[0]})))
+    if isinstance(model, Stage):
+        raise ValueError("a Stage cannot be the whole model; put it into an nn.Sequential")
+    with evaluating(model):
+        model(example)
+    for handle in handles:
+        handle.remove()
+    for stage, path, block in blocks:
+        setattr(stage, path.rpartition(".")[2], _Sites(block, seen[path], is_block=True).place(choice))
+    return _Sites(model, example, is_block=False).place(choice)
 
 
-def _sited(model: nn.Module, choice: QuantConfig, is_block: bool) -> fx.GraphModule:
-    traced = trace(model)
-    graph, modules = traced.graph, dict(traced.named_modules())
-    gridded: set[fx.Node] = set()
-    for node in list(graph.nodes):
-        if node.op == "placeholder":
-            if is_block:
+class _Data(fx.Interpreter):
+    """Runs a graph and notes its nodes: `floats` are tensors computed from the input, `plain` hold no tensor at all."""
+
+    def __init__(self, graph: fx.GraphModule) -> None:
+        super().__init__(graph)
+        self.live: set[fx.Node] = set()
+        self.floats: set[fx.Node] = set()
+        self.plain: set[fx.Node] = set()
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Run one node and classify what it gives."""
+        out = super().run_node(n)
+        tensors = [t for t in (out if isinstance(out, list | tuple) else [out]) if isinstance(t, Tensor)]
+        if not tensors:
+            self.plain.add(n)
+        elif n.op == "placeholder" or any(source in self.live for source in n.all_input_nodes):
+            self.live.add(n)
+            if isinstance(out, Tensor) and out.is_floating_point():
+                self.floats.add(n)
+        return out
+
+
+class _Sites:
+    """The graph of one model or block, in which sites are placed.
+
+    Args:
+        model: what to trace.
+        example: an input of it.
+        is_block: it belongs to a Stage: its input sits on a grid already, and so must its output.
+    """
+
+    def __init__(self, model: nn.Module, example: Tensor, is_block: bool) -> None:
+        self.traced, self.is_block = trace(model), is_block
+        self.modules = dict(self.traced.named_modules(remove_duplicate=False))
+        self.data = _Data(self.traced)
+        with evaluating(self.traced):
+            self.data.run(example)
+
+    def place(self, choice: QuantConfig) -> fx.GraphModule:
+        """Insert the sites and tell the layers behind them."""
+        graph, gridded = self.traced.graph, set[fx.Node]()
+        for node in list(graph.nodes):
+            if (
+                (node.op == "placeholder" and self.is_block)
+                or isinstance(self.module(node), Stage)
+                or (self.stays_on_grid(node) and self.source(node) in gridded)
+            ):
                 gridded.add(node)
-        elif node.op == "output":
-            continue
-        elif isinstance(_module(node, modules), Stage) or (_stays_on_grid(node, modules) and node.args[0] in gridded):
-            gridded.add(node)
-        if node.op == "get_attr" or not node.users or _continues(node, modules):
-            continue
-        if node in gridded:
-            _take_grid(node, modules)
-        elif _needs_site(node, modules, is_block):
-            name = f"site_{node.name}"
-            traced.add_module(name, Quantizer([choice]))
-            modules[name] = traced.get_submodule(name)
-            with graph.inserting_after(node):
-                site = graph.call_module(name)
-            node.replace_all_uses_with(site)
-            site.args = (node,)
-            gridded.add(site)
-            _take_grid(site, modules)
-    graph.lint()
-    traced.recompile()
-    return traced
+            elif self.needs_site(node):
+                name = f"site_{node.name}"
+                self.traced.add_module(name, Quantizer([choice]))
+                with graph.inserting_after(node):
+                    site = graph.call_module(name)
+                node.replace_all_uses_with(site)
+                site.args = (node,)
+                gridded.add(site)
+        self.take_grids(gridded)
+        graph.lint()
+        self.traced.recompile()
+        return self.traced
 
+    def module(self, node: fx.Node) -> nn.Module | None:
+        """The module that a node calls, if it calls one."""
+        return self.modules.get(str(node.target)) if node.op == "call_module" else None
 
-def _module(node: fx.Node, modules: dict[str, nn.Module]) -> nn.Module | None:
-    return modules[str(node.target)] if node.op == "call_module" else None
+    def source(self, node: fx.Node) -> fx.Node | None:
+        """The tensor that a node takes first."""
+        return next(iter(node.all_input_nodes), None)
 
+    def stays_on_grid(self, node: fx.Node) -> bool:
+        """Whether the node only moves values: its output sits on the grid of its input."""
+        source = self.source(node)
+        if node.target is operator.getitem and source is not None and source not in self.data.floats:
+            return self.splits(source)
+        if node.target is F.pad and any(node.kwargs.get("value", v) not in (None, 0) for v in (node.args[3:4] or (0,))):
+            return False
+        if node.op == "call_method":
+            return node.target in ON_GRID_METHODS or self.splits(node)
+        if node.op == "call_function":
+            return node.target in ON_GRID_CALLS or self.splits(node)
+        return isinstance(self.module(node), ON_GRID)
 
-def _stays_on_grid(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
-    """Whether the node only moves values: its output sits on the grid of its input."""
-    if node.op == "call_method":
-        return node.target in ON_GRID_METHODS
-    if node.op == "call_function":
-        return node.target in ON_GRID_CALLS
-    return isinstance(_module(node, modules), ON_GRID)
+    def splits(self, node: fx.Node) -> bool:
+        """Whether the node gives several parts of one tensor."""
+        return node.target in (PARTS_METHODS if node.op == "call_method" else PARTS)
 
+    def fuses(self, node: fx.Node) -> bool:
+        """Whether the node is taken into its producer by a runtime: normalisation and clipping activations."""
+        if node.op == "call_function":
+            return node.target in ACTIVATION_CALLS
+        if node.op == "call_method":
+            return node.target in ("relu", "relu_")
+        return isinstance(self.module(node), (*ACTIVATIONS, nn.modules.batchnorm._BatchNorm))
 
-def _fuses(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
-    """Whether the node is taken into its producer by a runtime: normalisation and clipping activations."""
-    if node.op == "call_function":
-        return node.target in ACTIVATION_CALLS
-    if node.op == "call_method":
-        return node.target in ("relu", "relu_")
-    return isinstance(_module(node, modules), (*ACTIVATIONS, nn.modules.batchnorm._BatchNorm))
+    def consumers(self, node: fx.Node) -> list[fx.Node]:
+        """Nodes that use the tensor's values, looking through those that only move them."""
+        found = []
+        for user in node.users:
+            if user not in self.data.plain:
+                found += self.consumers(user) if self.stays_on_grid(user) else [user]
+        return found
 
+    def needs_site(self, node: fx.Node) -> bool:
+        """Whether values are made here that more than one layer's own quantizer, or something else, will read."""
+        if node not in self.data.floats or self.stays_on_grid(node):
+            return False
+        users = list(node.users)
+        if len(users) == 1 and self.fuses(users[0]):
+            return False  # an inner step of conv -> norm -> activation
+        consumers = self.consumers(node)
+        inner = [user for user in consumers if user.op != "output"]
+        if self.is_block and len(inner) < len(consumers):
+            return True
+        return bool(inner) and not (len(inner) == 1 and isinstance(self.module(inner[0]), QuantLayer))
 
-def _continues(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
-    """Whether the tensor is only an inner step of a fused chain (conv -> norm -> activation)."""
-    users = list(node.users)
-    return len(users) == 1 and _fuses(users[0], modules)
-
-
-def _consumers(node: fx.Node, modules: dict[str, nn.Module]) -> list[fx.Node]:
-    """Nodes that use the tensor's values, looking through those that only move them."""
-    found = []
-    for user in node.users:
-        found += _consumers(user, modules) if _stays_on_grid(user, modules) else [user]
-    return found
-
-
-def _needs_site(node: fx.Node, modules: dict[str, nn.Module], is_block: bool) -> bool:
-    if node.op == "placeholder" or _stays_on_grid(node, modules):
-        return node.op == "placeholder" and len(_consumers(node, modules)) > 1
-    consumers = _consumers(node, modules)
-    if is_block and any(user.op == "output" for user in consumers):
-        return True
-    inner = [user for user in consumers if user.op != "output"]
-    alone = len(inner) == 1 and isinstance(_module(inner[0], modules), QuantLayer)
-    return bool(inner) and not alone
-
-
-def _take_grid(node: fx.Node, modules: dict[str, nn.Module]) -> None:
-    """Consumers of a sited tensor take its codes where they ask for as many bits; of such choices, all alike, one is kept."""
-    for user in node.users:
-        layer = _module(user, modules)
-        if isinstance(layer, QuantLayer):
+    def take_grids(self, gridded: set[fx.Node]) -> None:
+        """Layers whose every input sits on a site's grid take its codes where they ask for as many bits; of such
+        choices, all alike, one is kept."""
+        calls: dict[QuantLayer, list[bool]] = {}
+        for node in self.traced.graph.nodes:
+            layer = self.module(node)
+            if isinstance(layer, QuantLayer):
+                calls.setdefault(layer, []).append(self.source(node) in gridded)
+        for layer in (layer for layer, on_grid in calls.items() if all(on_grid)):
             choices = layer.input_quantizer.choices
             alike = [c for c in choices if c.bits >= SITE_BITS]
             layer.input_quantizer = Quantizer([c for c in choices if c not in alike[1:]], bypass=SITE_BITS)

@@ -13,9 +13,22 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
-from supernet.export.graph import Add, Average, Concat, MaxPool, Op, Pad, Pointwise, Quantize, Reshape, Slice
+from supernet.export.graph import Op
+from supernet.export.operators import (
+    POINTWISE,
+    Add,
+    AveragePool,
+    Concat,
+    GlobalAverage,
+    MaxPool,
+    Pad,
+    Pointwise,
+    Quantize,
+    Reshape,
+    Slice,
+)
 from supernet.quant.quantizer import Quantizer
 
 BATCH = 2
@@ -58,9 +71,20 @@ def _concat(at: At, tensors: Sequence[str], dim: int = 0) -> list[Op]:
 
 
 def _max_pool(
-    at: At, x: str, kernel_size: Pair, stride: Pair | None = None, padding: Pair = 0, dilation: Pair = 1, ceil_mode: bool = False, return_indices: bool = False
+    at: At,
+    x: str,
+    kernel_size: Pair,
+    stride: Pair | None = None,
+    padding: Pair = 0,
+    dilation: Pair = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
 ) -> list[Op]:
-    return [MaxPool(at.name, [x], _pair(kernel_size), _pair(stride or kernel_size), _pair(padding), _pair(dilation), ceil_mode)]
+    return [
+        MaxPool(
+            at.name, [x], _pair(kernel_size), _pair(stride or kernel_size), _pair(padding), _pair(dilation), ceil_mode
+        )
+    ]
 
 
 def _avg_pool(
@@ -74,42 +98,60 @@ def _avg_pool(
     divisor_override: int | None = None,
 ) -> list[Op]:
     if divisor_override is not None:
-        raise ValueError(f"{at.name} divides by {divisor_override}; average pooling is exported with its own divisor only")
-    return [Average(at.name, [x], _pair(kernel_size), _pair(stride or kernel_size), _pair(padding), ceil_mode, count_include_pad)]
+        raise ValueError(
+            f"{at.name} divides by {divisor_override}; average pooling is exported with its own divisor only"
+        )
+    return [
+        AveragePool(
+            at.name, [x], _pair(kernel_size), _pair(stride or kernel_size), _pair(padding), ceil_mode, count_include_pad
+        )
+    ]
 
 
 def _adaptive_avg_pool(at: At, x: str, output_size: Any) -> list[Op]:
     height, width = at.before[2:]
     if at.after[2:] == (1, 1):
-        return [_whole(at.name, x)]
+        return [GlobalAverage(at.name, [x])]
     if height % at.after[2] or width % at.after[3]:
-        raise ValueError(f"{at.name} pools {height}x{width} to {at.after[2]}x{at.after[3]}; adaptive pooling is exported where windows are equal")
+        raise ValueError(
+            f"{at.name} pools {height}x{width} to {at.after[2]}x{at.after[3]}; adaptive pooling is exported where windows are equal"
+        )
     kernel = (height // at.after[2], width // at.after[3])
-    return [Average(at.name, [x], kernel, kernel, (0, 0), False, True)]
-
-
-def _whole(name: str, x: str) -> Average:
-    return Average(name, [x], None, (1, 1), (0, 0), False, True)
+    return [AveragePool(at.name, [x], kernel, kernel, (0, 0), False, True)]
 
 
 def _mean(at: At, x: str, dim: Any = None, keepdim: bool = False) -> list[Op]:
     dims = sorted(d % len(at.before) for d in ([dim] if isinstance(dim, int) else dim or ()))
     if dims != [2, 3] or len(at.before) != 4:
-        raise ValueError(f"{at.name} takes a mean over axes {dims or 'all'}; only the mean over height and width (2, 3) is exported")
-    return [_whole(at.name, x)] if keepdim else [_whole(f"{at.name}.mean", x), Reshape(at.name, [f"{at.name}.mean"], at.after[1:])]
+        raise ValueError(
+            f"{at.name} takes a mean over axes {dims or 'all'}; only the mean over height and width (2, 3) is exported"
+        )
+    return (
+        [GlobalAverage(at.name, [x])]
+        if keepdim
+        else [GlobalAverage(f"{at.name}.mean", [x]), Reshape(at.name, [f"{at.name}.mean"], at.after[1:])]
+    )
 
 
 def _reshape(at: At, x: str, *_sizes: Any, **_named: Any) -> list[Op]:
     if at.after[0] != at.before[0]:
-        raise ValueError(f"{at.name} mixes images: {at.before} becomes {at.after}; only shapes that keep the batch are exported")
+        raise ValueError(
+            f"{at.name} mixes images: {at.before} becomes {at.after}; only shapes that keep the batch are exported"
+        )
     return [Reshape(at.name, [x], at.after[1:])]
 
 
 def _slice(at: At, x: str, index: Any) -> list[Op]:
     index = index if isinstance(index, tuple) else (index,)
-    if not all(isinstance(i, slice) and all(v is None or isinstance(v, int) for v in (i.start, i.stop, i.step)) for i in index):
+    if not all(
+        isinstance(i, slice) and all(v is None or isinstance(v, int) for v in (i.start, i.stop, i.step)) for i in index
+    ):
         raise ValueError(f"{at.name} indexes with {index}; only slices with constant bounds are exported")
-    cut = [(axis, i.start or 0, i.stop, i.step or 1) for axis, i in enumerate(index) if i not in (slice(None), slice(None, None, 1))]
+    cut = [
+        (axis, i.start or 0, i.stop, i.step or 1)
+        for axis, i in enumerate(index)
+        if i not in (slice(None), slice(None, None, 1))
+    ]
     if any(axis == 0 for axis, *_ in cut):
         raise ValueError(f"{at.name} takes a part of the batch; only slices along other axes are exported")
     return [Slice(at.name, [x], cut)]
@@ -117,7 +159,9 @@ def _slice(at: At, x: str, index: Any) -> list[Op]:
 
 def _pad(at: At, x: str, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> list[Op]:
     if mode != "constant" or value or min(pad) < 0:
-        raise ValueError(f"{at.name} pads with mode={mode}, value={value}, widths {tuple(pad)}; only zeros around a tensor are exported")
+        raise ValueError(
+            f"{at.name} pads with mode={mode}, value={value}, widths {tuple(pad)}; only zeros around a tensor are exported"
+        )
     return [Pad(at.name, [x], [*pad, *[0] * (2 * len(at.before) - len(pad))])]
 
 
@@ -179,7 +223,9 @@ METHODS: dict[str, Callable[..., list[Op]]] = {
 }
 MODULES: dict[type[nn.Module], Callable[[At, str, Any], list[Op]]] = {
     nn.MaxPool2d: lambda at, x, m: _max_pool(at, x, m.kernel_size, m.stride, m.padding, m.dilation, m.ceil_mode),
-    nn.AvgPool2d: lambda at, x, m: _avg_pool(at, x, m.kernel_size, m.stride, m.padding, m.ceil_mode, m.count_include_pad, m.divisor_override),
+    nn.AvgPool2d: lambda at, x, m: _avg_pool(
+        at, x, m.kernel_size, m.stride, m.padding, m.ceil_mode, m.count_include_pad, m.divisor_override
+    ),
     nn.AdaptiveAvgPool2d: lambda at, x, m: _adaptive_avg_pool(at, x, m.output_size),
     nn.Flatten: lambda at, x, m: _reshape(at, x),
     nn.ZeroPad2d: lambda at, x, m: _pad(at, x, m.padding),
@@ -203,7 +249,11 @@ def is_free(node: fx.Node, module: nn.Module | None) -> bool:
     """Whether the node does nothing in evaluation."""
     if module is not None:
         return isinstance(module, FREE)
-    return node.target in FREE_FUNCTIONS if node.op == "call_function" else node.op == "call_method" and node.target in FREE_METHODS
+    return (
+        node.target in FREE_FUNCTIONS
+        if node.op == "call_function"
+        else node.op == "call_method" and node.target in FREE_METHODS
+    )
 
 
 def is_move(node: fx.Node, module: nn.Module | None) -> bool:
@@ -249,23 +299,12 @@ def lower(node: fx.Node, module: nn.Module | None, at: At, names: dict[fx.Node, 
         what = type(module).__name__ if module is not None else getattr(node.target, "__name__", str(node.target))
         raise ValueError(
             f"{at.name} is {what}, which the exporter does not know; it knows convolutions, linear layers, sums, products, joins, pooling, reshapes, "
-            f"slices, padding with zeros and {', '.join(sorted(set(_known_pointwise())))}"
+            f"slices, padding with zeros and {', '.join(POINTWISE)}"
         )
     return handler(at, *args, **kwargs)
-
-
-def _known_pointwise() -> list[str]:
-    from supernet.export.graph import POINTWISE
-
-    return list(POINTWISE)
 
 
 def shape(node: fx.Node) -> tuple[int, ...] | None:
     """Shape of the node's tensor with two images; None where it is no tensor."""
     meta = node.meta.get("tensor_meta")
     return tuple(meta.shape) if meta is not None and hasattr(meta, "shape") else None
-
-
-def is_tensor(value: Any) -> bool:
-    """Whether a traced value is a tensor."""
-    return isinstance(value, Tensor)

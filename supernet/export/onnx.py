@@ -7,17 +7,31 @@ work on the codes. Weights are integer initialisers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import singledispatch
 from typing import Any
 
 import numpy as np
 import onnx
-import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from supernet.export.graph import Add, Average, Concat, Conv, Deployed, Grid, Layer, Linear, MaxPool, Op, Pad, Pointwise, Quantize, Reshape, Slice
+from supernet.export.graph import Deployed, Grid, Op
+from supernet.export.operators import (
+    Add,
+    AveragePool,
+    Concat,
+    Conv,
+    GlobalAverage,
+    Layer,
+    Linear,
+    MaxPool,
+    Pad,
+    Pointwise,
+    Quantize,
+    Reshape,
+    Slice,
+)
 
 Array = NDArray[Any]
 
@@ -27,7 +41,9 @@ INT = {8: TensorProto.INT8, 4: TensorProto.INT4, 2: TensorProto.INT2}
 FAR = np.iinfo(np.int64).max
 
 
-def write(deployed: Deployed, containers: Sequence[int] = (8,), metadata: Mapping[str, str] | None = None) -> onnx.ModelProto:
+def write(
+    deployed: Deployed, containers: Sequence[int] = (8,), metadata: Mapping[str, str] | None = None
+) -> onnx.ModelProto:
     """The QDQ model of a deployed network.
 
     Args:
@@ -52,7 +68,9 @@ def container(layer: Layer, containers: Sequence[int]) -> int:
     """
     wide = [c for c in sorted(containers) if c >= layer.bits]
     if not wide:
-        raise ValueError(f"{layer.name} has {layer.bits}-bit weights, the containers are {sorted(containers)}; allow one of 8 bits")
+        raise ValueError(
+            f"{layer.name} has {layer.bits}-bit weights, the containers are {sorted(containers)}; allow one of 8 bits"
+        )
     return wide[0]
 
 
@@ -106,7 +124,9 @@ class _Writer:
             return self.constant(name, value, np.int8)
         if bits == 2:
             self.opset = OPSET_INT2
-        self.initializers[name] = onnx.TensorProto(name=name, data_type=INT[bits], dims=value.shape, raw_data=packed(value, bits))
+        self.initializers[name] = onnx.TensorProto(
+            name=name, data_type=INT[bits], dims=value.shape, raw_data=packed(value, bits)
+        )
         return name
 
     def read(self, name: str) -> str:
@@ -119,7 +139,9 @@ class _Writer:
 
     def grid(self, name: str, grid: Grid) -> tuple[str, str]:
         """Names of scale and zero-point of a tensor."""
-        return self.constant(f"{name}.scale", grid.scale, np.float32), self.constant(f"{name}.zero", grid.zero, np.uint8)
+        return self.constant(f"{name}.scale", grid.scale, np.float32), self.constant(
+            f"{name}.zero", grid.zero, np.uint8
+        )
 
     def finish(self, op: Op, kind: str, inputs: Sequence[str], **attributes: Any) -> None:
         """Add the node of an operator and what puts its output in the form in which it is kept."""
@@ -137,7 +159,10 @@ class _Writer:
         clipped = op.grid.clipped
         codes = self.node("QuantizeLinear", [value, scale, zero], f"{op.name}.codes" if clipped else op.name)
         if clipped:
-            low, high = (self.constant(f"{op.name}.{what}", bound, np.uint8) for what, bound in (("low", op.grid.low), ("high", op.grid.high)))
+            low, high = (
+                self.constant(f"{op.name}.{what}", bound, np.uint8)
+                for what, bound in (("low", op.grid.low), ("high", op.grid.high))
+            )
             self.node("Clip", [codes, low, high], op.name)
 
     def _activate(self, op: Op, kind: str, inputs: Sequence[str], attributes: Mapping[str, Any]) -> None:
@@ -152,13 +177,28 @@ class _Writer:
         """Real values of input, weight and bias of a layer, as its node reads them."""
         if not self.quantized:
             arrays = {"weight": op.weight, "bias": op.shift}
-            return [op.inputs[0], *(self.constant(f"{op.name}.{n}", t.cpu().numpy(), np.float32) for n, t in arrays.items() if t is not None)]
+            return [
+                op.inputs[0],
+                *(
+                    self.constant(f"{op.name}.{n}", t.cpu().numpy(), np.float32)
+                    for n, t in arrays.items()
+                    if t is not None
+                ),
+            ]
         grid = self.deployed.grids[op.inputs[0]]
         assert grid is not None
         names = [self.read(op.inputs[0]), self._weight(op)]
         if op.bias is not None:
             unit = (op.scale.cpu() * grid.scale / op.fine).numpy()
-            names.append(self._dequantize(f"{op.name}.bias", self.constant(f"{op.name}.bias", op.bias.cpu().numpy(), np.int32), unit, np.zeros_like(unit), np.int32))
+            names.append(
+                self._dequantize(
+                    f"{op.name}.bias",
+                    self.constant(f"{op.name}.bias", op.bias.cpu().numpy(), np.int32),
+                    unit,
+                    np.zeros_like(unit),
+                    np.int32,
+                )
+            )
         return names
 
     def _weight(self, op: Layer) -> str:
@@ -169,7 +209,11 @@ class _Writer:
         if bits == 8:
             return self._dequantize(name, name, scale, zero, np.int8)
         zero = zero if len(scale) > 1 else zero[0]
-        inputs = [name, self.constant(f"{name}.scale", scale if len(scale) > 1 else scale[0], np.float32), self.integers(f"{name}.zero", np.asarray(zero), bits)]
+        inputs = [
+            name,
+            self.constant(f"{name}.scale", scale if len(scale) > 1 else scale[0], np.float32),
+            self.integers(f"{name}.zero", np.asarray(zero), bits),
+        ]
         return self.node("DequantizeLinear", inputs, f"{name}.dq", **({"axis": 0} if len(scale) > 1 else {}))
 
     def _dequantize(self, name: str, codes: str, scale: Array, zero: Array, dtype: Any) -> str:
@@ -190,7 +234,9 @@ class _Writer:
         logits = helper.make_tensor_value_info(output, TensorProto.FLOAT, ["n", deployed.classes])
         graph = helper.make_graph(self.nodes, "elastibit", [image], [logits], list(self.initializers.values()))
         opsets = [helper.make_opsetid("", self.opset)]
-        made = helper.make_model(graph, producer_name="elastibit", opset_imports=opsets, ir_version=helper.find_min_ir_version_for(opsets))
+        made = helper.make_model(
+            graph, producer_name="elastibit", opset_imports=opsets, ir_version=helper.find_min_ir_version_for(opsets)
+        )
         helper.set_model_props(made, dict(metadata))
         onnx.checker.check_model(made, full_check=True)
         return made
@@ -245,15 +291,15 @@ def _(op: Concat, to: _Writer) -> None:
 
 
 @emit.register
-def _(op: Average, to: _Writer) -> None:
-    inputs = [to.read(op.inputs[0])]
-    if op.kernel is None:
-        to.finish(op, "GlobalAveragePool", inputs)
-    else:
-        pads = [*op.padding, *op.padding]
-        to.finish(
-            op, "AveragePool", inputs, kernel_shape=op.kernel, strides=op.stride, pads=pads, ceil_mode=int(op.ceil), count_include_pad=int(op.count_padding)
-        )
+def _(op: GlobalAverage, to: _Writer) -> None:
+    to.finish(op, "GlobalAveragePool", [to.read(op.inputs[0])])
+
+
+@emit.register
+def _(op: AveragePool, to: _Writer) -> None:
+    options = {"ceil_mode": int(op.ceil), "count_include_pad": int(op.count_padding)}
+    window = {"kernel_shape": op.kernel, "strides": op.stride, "pads": [*op.padding, *op.padding]}
+    to.finish(op, "AveragePool", [to.read(op.inputs[0])], **window, **options)
 
 
 ONNX_NAMES = {
@@ -282,14 +328,27 @@ def _(op: Pointwise, to: _Writer) -> None:
 @emit.register
 def _(op: MaxPool, to: _Writer) -> None:
     pads = [*op.padding, *op.padding]
-    to.node("MaxPool", op.inputs, op.name, kernel_shape=op.kernel, strides=op.stride, pads=pads, dilations=op.dilation, ceil_mode=int(op.ceil))
+    to.node(
+        "MaxPool",
+        op.inputs,
+        op.name,
+        kernel_shape=op.kernel,
+        strides=op.stride,
+        pads=pads,
+        dilations=op.dilation,
+        ceil_mode=int(op.ceil),
+    )
 
 
 @emit.register
 def _(op: Slice, to: _Writer) -> None:
     axes, starts, stops, steps = zip(*op.slices, strict=True)
     columns = {"starts": starts, "ends": [FAR if s is None else s for s in stops], "axes": axes, "steps": steps}
-    to.node("Slice", [op.inputs[0], *(to.constant(f"{op.name}.{what}", v, np.int64) for what, v in columns.items())], op.name)
+    to.node(
+        "Slice",
+        [op.inputs[0], *(to.constant(f"{op.name}.{what}", v, np.int64) for what, v in columns.items())],
+        op.name,
+    )
 
 
 @emit.register
@@ -298,7 +357,9 @@ def _(op: Pad, to: _Writer) -> None:
     # Every axis is named by its position: onnxruntime moves transposes through Pad without looking at its `axes` input.
     widths = to.constant(f"{op.name}.widths", [p[0] for p in pairs] + [p[1] for p in pairs], np.int64)
     grid = to.deployed.grids[op.inputs[0]] if to.quantized else None
-    value = to.constant(f"{op.name}.value", 0.0 if grid is None else grid.zero, np.float32 if grid is None else np.uint8)
+    value = to.constant(
+        f"{op.name}.value", 0.0 if grid is None else grid.zero, np.float32 if grid is None else np.uint8
+    )
     to.node("Pad", [op.inputs[0], widths, value], op.name)
 
 
@@ -308,14 +369,3 @@ def _(op: Reshape, to: _Writer) -> None:
         to.node("Flatten", op.inputs, op.name, axis=1)
     else:
         to.node("Reshape", [op.inputs[0], to.constant(f"{op.name}.shape", [-1, *op.shape], np.int64)], op.name)
-
-
-def load(path: Any) -> onnx.ModelProto:
-    """A written model back, checked."""
-    made = onnx.load(path)
-    onnx.checker.check_model(made, full_check=True)
-    return made
-
-
-Emit = Callable[[Op, _Writer], None]
-_ = torch

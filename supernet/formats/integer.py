@@ -14,8 +14,8 @@ class Integer:
     | 2..7 | -2^(b-1) .. 2^(b-1)-1 | the same                     |
     | 8    | -127 .. 127    | -128 .. 127                         |
 
-    At 8 bits the symmetric grid leaves out -128, so that a folded BatchNorm with a negative gain may negate the codes and the
-    result still fits an int8. Below 8 bits the container has room.
+    At 8 bits the symmetric grid leaves out -128, so that a folded BatchNorm with a negative gain may negate the codes
+    and the result still fits an int8. Below 8 bits the container has room.
 
     Args:
         bits: 2..8.
@@ -28,7 +28,9 @@ class Integer:
 
     def __post_init__(self) -> None:
         if not 2 <= self.bits <= 8:
-            raise ValueError(f"Integer takes 2 to 8 bits, got {self.bits}; one-bit and wider grids are formats of their own")
+            raise ValueError(
+                f"Integer takes 2 to 8 bits, got {self.bits}; one-bit and wider grids are formats of their own"
+            )
 
     def levels(self, symmetric: bool) -> tuple[float, ...]:
         """Ascending levels, at most 2^bits of them."""

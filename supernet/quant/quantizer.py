@@ -1,8 +1,9 @@
 """The Quantizer: one tensor, several ways to quantize it, and which one is active is data.
 
-Every choice has its learned steps in one flat bank; a choice-indexed table says which entry of the bank each channel uses, so that
-per-tensor, per-channel and any later block shape run the same code. The active choice arrives as one row of an int64 table that is *bound*, never
-written: filling a buffer in place would break the backward of a subnet run before.
+Every choice has its learned steps in one flat bank; a choice-indexed table says which entry of the bank each channel
+uses, so that per-tensor, per-channel and any later block shape run the same code. The active choice arrives as one row
+of an int64 table that is *bound*, never written: filling a buffer in place would break the backward of a subnet run
+before.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ class Quantizer(nn.Module):
         choices: the ways to quantize, at least one.
         channels: entries along axis 0 that have scales of their own under per-channel choices (activations: 1).
         weight: True for weights (channels on axis 0); False for activations (one scale, axis 0 is the batch).
-        bypass: choices with at least this many bits pass the input through: it already sits on a grid of that many bits (0: never).
+        bypass: choices with at least this many bits pass the input through, because it already sits on a grid of that
+            many bits (0: never).
 
     Attributes:
         scale: [T] learned steps of all choices, positive.
@@ -43,6 +45,8 @@ class Quantizer(nn.Module):
 
     row: Tensor
     index: Tensor
+    share: Tensor
+    signed: Tensor
     levels: Tensor
     bounds: Tensor
 
@@ -50,12 +54,15 @@ class Quantizer(nn.Module):
         self, choices: Sequence[QuantConfig], channels: int = 1, weight: bool = False, bypass: int = 0
     ) -> None:
         super().__init__()
+        if not choices:
+            raise ValueError(
+                "a quantizer needs at least one choice; give one or more bit-widths, granularities, symmetries"
+            )
         self.choices, self.channels, self.weight, self.bypass = tuple(choices), channels, weight, bypass
         self.integer = all(isinstance(c.format, Integer) for c in self.choices)
         if not self.integer and any(not c.symmetric for c in self.choices if not isinstance(c.format, Integer)):
-            raise ValueError(
-                f"a zero-point needs an integer grid; make these symmetric: {[str(c) for c in self.choices if not c.symmetric]}"
-            )
+            shifted = [str(c) for c in self.choices if not c.symmetric and not isinstance(c.format, Integer)]
+            raise ValueError(f"a zero-point needs an integer grid; make these symmetric: {', '.join(shifted)}")
         sizes = [1 if isinstance(c.granularity, PerTensor) else channels for c in self.choices]
         starts = [sum(sizes[:k]) for k in range(len(sizes))]
         self.spans = list(zip(starts, sizes, strict=True))
@@ -63,12 +70,14 @@ class Quantizer(nn.Module):
         self.zero_point = nn.Parameter(torch.zeros(sum(sizes)))
         index = [torch.arange(channels) + s if n > 1 else torch.full((channels,), s) for s, n in self.spans]
         self.register_buffer("index", torch.stack(index), persistent=False)
+        share = torch.tensor([float(channels // n) for _, n in self.spans])
+        self.register_buffer("share", share, persistent=False)
         self.register_buffer("signed", torch.tensor(True))
         self.unsigned, self.enabled = False, True
         self.register_buffer("row", torch.zeros(len(FIELDS), dtype=torch.int64), persistent=False)
         self.set_unsigned(False)
 
-    # -- which grid ------------------------------------------------------------------------------------------------------------
+    # -- which grid ---------------------------------------------------------------------------------------------------
     def fields(self, choice: int) -> list[int]:
         """The table row of one choice: see FIELDS."""
         return self._rows[choice]
@@ -88,7 +97,7 @@ class Quantizer(nn.Module):
         return levels[0], levels[-1]
 
     def _tabulate(self) -> None:
-        """Tables for grids that are not all integer: levels and tie-aware midpoints of each choice, padded to one length."""
+        """Tables for grids that are not all integer: levels and midpoints of each choice, padded to one length."""
         grids = []
         for k, config in enumerate(self.choices):
             low, high = self.limits(k)
@@ -99,8 +108,8 @@ class Quantizer(nn.Module):
         most = max(len(g) for g in grids)
         levels = torch.stack([torch.cat([g, g[-1:].expand(most - len(g))]) for g in grids])
         bounds = torch.stack([torch.cat([_bounds(g), torch.full((most - len(g),), torch.inf)]) for g in grids])
-        self.register_buffer("levels", levels.float(), persistent=False)
-        self.register_buffer("bounds", bounds.float(), persistent=False)
+        self.register_buffer("levels", levels.float().to(self.scale.device), persistent=False)
+        self.register_buffer("bounds", bounds.float().to(self.scale.device), persistent=False)
 
     def bind(self, row: Int[Tensor, " f"]) -> None:
         """Make the choice of `row` active. The tensor must not be written to afterwards."""
@@ -108,7 +117,7 @@ class Quantizer(nn.Module):
 
     @contextmanager
     def using(self, choice: int) -> Iterator[None]:
-        """One choice bound here for the length of the context; what was bound before comes back, also after an error."""
+        """One choice bound inside the context; what was bound before comes back, also after an error."""
         before = self.row
         self.bind(torch.tensor(self.fields(choice), device=before.device))
         try:
@@ -121,7 +130,7 @@ class Quantizer(nn.Module):
         """Index of the bound choice."""
         return int(self.row[0])
 
-    # -- arithmetic ------------------------------------------------------------------------------------------------------------
+    # -- arithmetic ---------------------------------------------------------------------------------------------------
     def parameters_of(self, v: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Scale, integer zero-point, lowest and highest code of the bound choice, shaped to broadcast against `v`."""
         row = self.row.to(torch.int64)
@@ -130,7 +139,7 @@ class Quantizer(nn.Module):
         shape = (self.channels, *[1] * (v.dim() - 1)) if self.weight else (1,) * v.dim()
         low, high = limits[0], limits[1]
         elements = v.numel() // (self.channels if self.weight else max(v.shape[0], 1))
-        factor = torch.rsqrt(high * float(elements))
+        factor = torch.rsqrt(high * float(elements) * self.share.index_select(0, row[:1]))
         scale = ScaleGradient.apply(self.scale.index_select(0, entry), factor).view(shape)
         zero = RoundThrough.apply(ScaleGradient.apply(self.zero_point.index_select(0, entry), factor) * limits[2]).view(
             shape
@@ -138,7 +147,7 @@ class Quantizer(nn.Module):
         return scale, torch.clamp(zero, low, high), low, high
 
     def forward(self, v: Tensor) -> Tensor:
-        """The quantized tensor, with gradients to `v`, scale and zero-point; `v` itself while the quantizer is not enabled."""
+        """The quantized tensor, with gradients to `v`, scale and zero-point; `v` itself while it is not enabled."""
         if not self.enabled:
             return v
         scale, zero, low, high = self.parameters_of(v)
@@ -151,7 +160,7 @@ class Quantizer(nn.Module):
 
     @torch.no_grad()
     def encode(self, v: Tensor) -> Tensor:
-        """Codes (grid levels) of `v` under the bound choice, as floats; `forward(v) == decode(encode(v))` bit for bit."""
+        """Codes (grid levels) of `v` under the bound choice, as floats; `forward(v) == decode(encode(v))` exactly."""
         scale, zero, low, high = self.parameters_of(v)
         if self.integer:
             return encode(v, scale, zero, low, high)
@@ -163,7 +172,7 @@ class Quantizer(nn.Module):
         scale, zero, _, _ = self.parameters_of(codes)
         return (codes - zero) * scale
 
-    # -- start values ----------------------------------------------------------------------------------------------------------
+    # -- start values -------------------------------------------------------------------------------------------------
     @torch.no_grad()
     def start(self, data: Tensor) -> None:
         """Set scale and zero-point of every choice from data: the weight itself, or a sample of the activations.
@@ -182,11 +191,17 @@ class Quantizer(nn.Module):
                 continue
             low, high = zip(*(self.limits(k) for k in these), strict=True)
             symmetric = [self.choices[k].symmetric for k in these]
-            scale, zero = start_values(sample, low, high, symmetric, self.unsigned)
+            scale, zero = start_values(sample, low, high, symmetric, self.unsigned, [self._levels(k) for k in these])
             for k, s, z in zip(these, scale, zero, strict=True):
                 at, n = self.spans[k]
                 self.scale[at : at + n] = s
                 self.zero_point[at : at + n] = z
+
+    def _levels(self, choice: int) -> Tensor | None:
+        """Levels of a choice whose grid is not integer."""
+        config = self.choices[choice]
+        levels = torch.tensor(config.format.levels(config.symmetric), device=self.scale.device)
+        return None if isinstance(config.format, Integer) else levels
 
     def set_unsigned(self, unsigned: bool) -> None:
         """Codes from 0 on (True) or around 0 (False); the bound row follows."""
@@ -204,12 +219,13 @@ class Quantizer(nn.Module):
         fixed.set_unsigned(self.unsigned)
         fixed.scale.data.copy_(self.scale.data[at : at + n])
         fixed.zero_point.data.copy_(self.zero_point.data[at : at + n])
+        fixed.enabled = self.enabled
         return fixed
 
-    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(state, prefix, *args, **kwargs)
-        if f"{prefix}signed" in state:
-            self.set_unsigned(not bool(state[f"{prefix}signed"]))
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        if f"{prefix}signed" in state_dict:
+            self.set_unsigned(not bool(state_dict[f"{prefix}signed"]))
 
     def extra_repr(self) -> str:
         """The choices, shortened, and what the tensor is."""
@@ -220,7 +236,7 @@ class Quantizer(nn.Module):
 
 
 def _bounds(levels: Tensor) -> Tensor:
-    """Midpoints of ascending levels, moved by one ulp where a tie must go up: to the level an even number of steps from zero."""
+    """Midpoints of ascending levels, one ulp lower where a tie must go up, to an even number of steps from zero."""
     middle = (levels[1:] + levels[:-1]).double() / 2
     zero = int(torch.argmin(levels.abs()))
     upper_is_even = (torch.arange(1, len(levels)) - zero) % 2 == 0

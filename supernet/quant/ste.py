@@ -1,7 +1,8 @@
 """Quantization with straight-through gradients, forward and backward written out.
 
-ONNX arithmetic: q = clamp(round_half_even(v / s) + z, lo, hi), x^ = (q - z) s, true division, integer z. Backward after LSQ (Esser et al.,
-ICLR 2020) and LSQ+ (Bhalgat et al., CVPRW 2020), with the zero-point rounded (EQ-Net's real-valued offset has no QDQ equivalent):
+ONNX arithmetic: q = clamp(round_half_even(v / s) + z, lo, hi), x^ = (q - z) s, true division, integer z. Backward after
+LSQ (Esser et al., ICLR 2020) and LSQ+ (Bhalgat et al., CVPRW 2020), with the zero-point rounded (EQ-Net's real-valued
+offset has no QDQ equivalent):
 
 |            | d x^ / d v | d x^ / d s         | d x^ / d z |
 |------------|------------|--------------------|------------|
@@ -66,7 +67,7 @@ def compile_quantizers(on: bool = True) -> None:
 
 
 class FakeQuantize(torch.autograd.Function):
-    """`forward` with the hand-written `backward`; masks are computed again instead of being kept, so only `v` is saved."""
+    """`forward` with the hand-written `backward`; masks are computed again, so only `v` is saved."""
 
     @staticmethod
     def forward(ctx: Any, v: Tensor, scale: Tensor, zero: Tensor, low: Tensor, high: Tensor) -> Tensor:
@@ -75,7 +76,7 @@ class FakeQuantize(torch.autograd.Function):
         return run(v, scale, zero, low, high)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         run = _reduced if torch.compiler.is_compiling() else _Functions.backward
         return *run(grad, *ctx.saved_tensors), None, None
 
@@ -88,7 +89,7 @@ class RoundThrough(torch.autograd.Function):
         return torch.round(v)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         return grad
 
 
@@ -101,22 +102,29 @@ class ScaleGradient(torch.autograd.Function):
         return v.view_as(v)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return grad * ctx.saved_tensors[0], None
 
 
 def nearest_level(v: Tensor, scale: Tensor, zero: Tensor, levels: Tensor, bounds: Tensor) -> Tensor:
-    """Nearest level of any grid to v / scale + zero; `bounds` are its midpoints, nudged so that ties go to the even level.
+    """Nearest level of any grid to v / scale + zero; ties go to the even level.
+
+    A zero-point other than 0 belongs to an integer grid: there the ratio is rounded first, as `encode` does, so that
+    both give the same codes.
 
     Args:
         levels: [L] ascending, padded by repeating the last one.
-        bounds: [L - 1] midpoints, infinite where padded.
+        bounds: [L - 1] midpoints, nudged so that ties go to the even level; infinite where padded.
     """
-    return levels[torch.bucketize(v / scale + zero, bounds)]
+    ratio = v / scale
+    return levels[torch.bucketize(torch.where(zero != 0, torch.round(ratio), ratio) + zero, bounds)]
 
 
 class TableQuantize(torch.autograd.Function):
-    """Quantization to an arbitrary grid by table, with the gradients of `FakeQuantize` (the code is the level)."""
+    """Quantization to an arbitrary grid by table, with the gradients of `FakeQuantize` (the code is the level).
+
+    Inside reaches half a step beyond the outermost levels, as it does on an integer grid.
+    """
 
     @staticmethod
     def forward(ctx: Any, v: Tensor, scale: Tensor, zero: Tensor, levels: Tensor, bounds: Tensor) -> Tensor:
@@ -124,10 +132,14 @@ class TableQuantize(torch.autograd.Function):
         return (nearest_level(v, scale, zero, levels, bounds) - zero) * scale
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         v, scale, zero, levels, bounds = ctx.saved_tensors
         ratio = v / scale
-        inside = (ratio + zero >= levels[0]) & (ratio + zero <= levels[-1])
+        first, last = (
+            (levels[1] - levels[0]) / 2,
+            (levels[-1] - torch.where(levels < levels[-1], levels, -torch.inf).amax()) / 2,
+        )
+        inside = (ratio + zero >= levels[0] - first) & (ratio + zero <= levels[-1] + last)
         grad_v = torch.where(inside, grad, 0.0)
         grad_scale = grad * (nearest_level(v, scale, zero, levels, bounds) - zero - torch.where(inside, ratio, 0.0))
         return (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import logging
 import pickle
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -15,9 +16,11 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger, Logger
+from torch import Tensor
 
 from supernet.artefacts import Progress, progress
 from supernet.calibration.batchnorm import recalibrated
+from supernet.config import QuantConfig
 from supernet.elastic.supernet import SuperNet
 from supernet.interfaces import Sampler, Task
 from supernet.run import save
@@ -35,6 +38,9 @@ OURS = {
     "logger": "logger",
     "callbacks": "validation",
     "enable_checkpointing": "nothing (it is always on)",
+    "enable_progress_bar": "nothing (ours is always on)",
+    "enable_model_summary": "`elastibit report`",
+    "log_every_n_steps": "nothing (means of 20 steps are logged)",
 }
 
 
@@ -67,7 +73,7 @@ def train(
         losses: default: chain distillation from high to low bits (GroupProgressive).
         subnets: subnets for each step, their gradients added up.
         schedule: learning rates.
-        validation: uniform subnets measured on select after each epoch.
+        validation: uniform subnets measured on select after each epoch; those that the space lacks are left out.
         validation_images: images of recalibrate and of select used for that.
         logger: a Lightning logger beside the CSV one, which is always written.
         trainer: options for Lightning's Trainer (accelerator, devices, strategy, precision, ...).
@@ -82,37 +88,28 @@ def train(
         raise ValueError(f"epochs is 0 (no training) or more, got {epochs}")
     options = _options(trainer or {})
     out = Path(out)
-    save(net, out, config=config, seed=seed, trained=0)
+    last = out / "checkpoints" / "last.ckpt"
+    checkpoint = _checked(last) if resume else None
+    if checkpoint is None:  # a run that goes on keeps its files until it has better ones
+        last.unlink(missing_ok=True)
+        save(net, out, config=config, seed=seed, trained=0)
     if epochs == 0:
         return net
-    sampler = sampler or Sandwich(net.space, net.costs, inner=CostFirst)
-    total = epochs * task.steps_per_epoch()
     module = SupernetModule(
         net,
         task,
-        sampler,
+        sampler or Sandwich(net.space, net.costs, inner=CostFirst),
         losses or GroupProgressive(),
         subnets=subnets,
         schedule=schedule or Schedule(),
         seed=seed,
-        total_steps=total,
+        total_steps=epochs * task.steps_per_epoch(),
     )
-    keeper = ModelCheckpoint(
-        out / "checkpoints", filename="last", enable_version_counter=False, save_on_train_epoch_end=True
-    )
-    watcher = Validation(validation, validation_images)
-    checkpoint = _checked(out / "checkpoints" / "last.ckpt") if resume else None
+    keeper = ModelCheckpoint(last.parent, filename="last", enable_version_counter=False, save_on_train_epoch_end=True)
+    watcher = Validation(_offered(net, validation), validation_images)
     with _quiet():
         loggers = [_table(out, checkpoint), *([logger] if logger else [])]
-        fitter = pl.Trainer(
-            max_epochs=epochs,
-            logger=loggers,
-            callbacks=[watcher, keeper, Clock()],
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            log_every_n_steps=1,
-            **options,
-        )
+        fitter = pl.Trainer(max_epochs=epochs, logger=loggers, callbacks=[watcher, keeper, Clock()], **options)
         fitter.fit(module, train_dataloaders=Epochs(module), ckpt_path=checkpoint, weights_only=True)
     if fitter.interrupted:
         raise KeyboardInterrupt
@@ -127,7 +124,8 @@ def _options(trainer: Mapping[str, Any]) -> dict[str, Any]:
     for name in trainer:
         if name in OURS:
             raise ValueError(f"trainer.{name} has no effect under manual optimisation; use {OURS[name]} instead")
-    options = {"accelerator": "auto", "devices": 1} | dict(trainer)
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "log_every_n_steps": 1}
+    options = {"accelerator": "auto", "devices": 1} | quiet | dict(trainer)
     if options.get("strategy") == "ddp":
         from pytorch_lightning.strategies import DDPStrategy
 
@@ -137,7 +135,7 @@ def _options(trainer: Mapping[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without Lightning's adverts, and without its warnings about what is meant here (a metrics file that goes on, no val loop)."""
+    """Without Lightning's adverts, and without its warnings about what is meant here (a metrics file that goes on)."""
     log = logging.getLogger("pytorch_lightning")
     before = log.level
     log.setLevel(logging.WARNING)
@@ -160,7 +158,10 @@ def _table(out: Path, checkpoint: str | None) -> CSVLogger:
             rows = [row for row in csv.DictReader(file) if int(row["step"]) <= done]
     table = CSVLogger(out, name="", version="")
     for row in rows:
-        table.log_metrics({k: float(v) for k, v in row.items() if v and k != "step"}, step=int(row["step"]))
+        figures: dict[str, Tensor | float] = {
+            k: int(v) if v.isdecimal() else float(v) for k, v in row.items() if v and k != "step"
+        }
+        table.log_metrics(figures, step=int(row["step"]))
     table.save()
     return table
 
@@ -174,8 +175,8 @@ def _checked(path: Path) -> str | None:
     if not path.exists():
         return None
     try:
-        torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, KeyError, OSError) as error:
+        torch.load(path, map_location="cpu", weights_only=True)["elastibit"]["done"]
+    except (RuntimeError, EOFError, pickle.UnpicklingError, KeyError, TypeError, OSError) as error:
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         raise ValueError(
             f"{path.name} cannot be read ({reason}); delete it to start again from the first epoch"
@@ -183,11 +184,33 @@ def _checked(path: Path) -> str | None:
     return str(path)
 
 
+def _offered(net: SuperNet, subnets: Sequence[str]) -> list[str]:
+    """Those of some uniform subnets whose bits the space has."""
+    bits = {
+        kind: {
+            c.bits
+            for d in net.space.dimensions
+            if d.name.endswith(kind)
+            for c in d.choices
+            if isinstance(c, QuantConfig)
+        }
+        for kind in ("weight", "input")
+    }
+    kept = []
+    for name in subnets:
+        match = re.fullmatch(r"w(\d+)a(\d+)", name)
+        if not match:
+            raise ValueError(f"validation lists uniform subnets such as w4a4, got {name!r}")
+        if int(match[1]) in bits["weight"] and int(match[2]) in bits["input"]:
+            kept.append(name)
+    return kept
+
+
 class Validation(Callback):
     """After each epoch: accuracy of a few uniform subnets on select, each with BatchNorm statistics of its own.
 
     Args:
-        subnets: uniform bits, e.g. w4a4; those that the space lacks are left out.
+        subnets: uniform bits, e.g. w4a4.
         images: images of recalibrate and of select.
     """
 
@@ -205,14 +228,16 @@ class Validation(Callback):
             with (
                 torch.no_grad(),
                 net.as_subnet(net.space.uniform(bits)),
-                recalibrated(net, task.recalibrate(self.images)),
+                recalibrated(net, (images.to(pl_module.device) for images in task.recalibrate(self.images))),
             ):
                 net.eval()
-                right = [(net(images).argmax(1) == labels).float() for images, labels in task.select(self.images)]
+                parts = [(images.to(pl_module.device), labels) for images, labels in task.select(self.images)]
+                right = [(net(images).argmax(1).cpu() == labels).float() for images, labels in parts]
                 figures[f"select/{bits}"] = float(torch.cat(right).mean())
         pl_module.train(mode)
         for logger in trainer.loggers:
             logger.log_metrics(figures | {"epoch": pl_module.current_epoch}, step=pl_module.done)
+            logger.save()
 
 
 class Clock(Callback):

@@ -10,7 +10,8 @@ from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 
 
 def wandb_logger(out: Path | str, project: str = "elastibit", offline: bool | str = "auto") -> Logger:
-    """Weights & Biases; `offline="auto"` stays on disk where WANDB_API_KEY is not set, so that no run waits for a login.
+    """Weights & Biases; `offline="auto"` stays on disk where WANDB_API_KEY is not set, so that no run waits for a
+    login.
 
     Args:
         out: run directory; files go to its folder wandb/.

@@ -1,8 +1,8 @@
 """One training step of the supernet, as a LightningModule with manual optimisation.
 
-Each step runs the subnets that the sampler asks for on one mini-batch, calls backward for each, and updates once: gradients add up, so memory is
-that of one subnet. Randomness is a function of (seed, epoch) for data and of (seed, step) for subnets, so a resumed run repeats what the
-uninterrupted one would have done.
+Each step runs the subnets that the sampler asks for on one mini-batch, calls backward for each, and updates once:
+gradients add up, so memory is that of one subnet. Randomness is a function of (seed, epoch) for data and of (seed,
+step) for subnets, so a resumed run repeats what the uninterrupted one would have done.
 """
 
 from __future__ import annotations
@@ -19,10 +19,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from supernet.calibration.batchnorm import recalibrated
 from supernet.elastic.supernet import SuperNet
 from supernet.interfaces import Batch, Sampler, Task
 from supernet.quant.quantizer import Quantizer
+from supernet.space import Indices
 from supernet.training.optimizers import LazyAdam
+
+TOLD = 512
+"""Images of recalibrate and of select on which a sampler with feedback `select_loss` is told about."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,7 @@ class Schedule:
 
 
 class Epochs:
-    """The task's training batches as Lightning wants them: a sized iterable whose order depends on (seed, epoch) only."""
+    """The task's training batches as Lightning wants them: sized, in an order that depends on (seed, epoch) only."""
 
     def __init__(self, module: SupernetModule) -> None:
         self.module = module
@@ -153,7 +158,7 @@ class SupernetModule(pl.LightningModule):
         """Forward and backward of each subnet asked for, then one update.
 
         Raises:
-            ValueError: a loss that is not finite.
+            ValueError: a loss or the regulariser is not finite, on any process.
         """
         images, labels = batch
         optimizers: list[Any] = self.optimizers()  # type: ignore[assignment]
@@ -172,12 +177,16 @@ class SupernetModule(pl.LightningModule):
             extra = self.losses.regulariser(self.net)
             if extra is not None:
                 self.manual_backward(extra)
-        values = torch.stack(losses).double().cpu().numpy()
+        told = [*losses, *([] if extra is None else [extra.detach()])]
+        values = self._mean_of_processes(torch.stack(told)).cpu().double().numpy()
         self._require_finite(values, rows)
+        values = values[: len(rows)]
         self._average_gradients()
         self._update(optimizers)
         if self.sampler.feedback == "train_loss":
             self.sampler.tell(rows, values, self.done, self.total_steps)
+        elif self.sampler.feedback == "select_loss" and (self.done + 1) % self.sampler.every == 0:
+            self.sampler.tell(rows, self._select_losses(rows), self.done, self.total_steps)
         self.done += 1
         self._note(values, extra, logits, labels)
 
@@ -204,29 +213,51 @@ class SupernetModule(pl.LightningModule):
                 self.logger.log_metrics(mean | {"epoch": self.current_epoch}, step=self.done)
             self.recent.clear()
 
+    @torch.no_grad()
+    def _select_losses(self, rows: Indices) -> np.ndarray[Any, Any]:
+        """[n] loss of each row on images of the select part, with BatchNorm statistics of its own."""
+        mode, losses = self.training, []
+        fixed = [images.to(self.device) for images in self.task.recalibrate(TOLD)]
+        for row in rows:
+            with self.net.as_subnet(row), recalibrated(self.net, fixed):
+                self.net.eval()
+                parts = [(images.to(self.device), labels.to(self.device)) for images, labels in self.task.select(TOLD)]
+                sums = [float(self.task.loss(self.net(images), labels)) * len(labels) for images, labels in parts]
+                losses.append(sum(sums) / sum(len(labels) for _, labels in parts))
+        self.train(mode)
+        return np.array(losses)
+
     def _require_finite(self, values: np.ndarray[Any, Any], rows: np.ndarray[Any, Any]) -> None:
         if not np.isfinite(values).all():
             k = int(np.flatnonzero(~np.isfinite(values))[0])
-            subnet = self.net.space.config(rows[k]).id
+            which = f"subnet {self.net.space.config(rows[k]).id}" if k < len(rows) else "the regulariser"
             raise ValueError(
-                f"the loss became {values[k]} at step {self.done} (subnet {subnet}); the last checkpoint is kept: "
+                f"the loss became {values[k]} at step {self.done} ({which}); the last checkpoint is kept: "
                 "lower schedule.lr or schedule.scale_lr, or check the data, and start again"
             )
 
-    # -- several processes -----------------------------------------------------------------------------------------------------
+    # -- several processes --------------------------------------------------------------------------------------------
     def _unsynchronised(self) -> Any:
-        """Several backward calls a step, and blocks that do not run, are what DDP's reducer cannot take: gradients are averaged here."""
-        model = getattr(self.trainer.strategy, "model", None)
+        """DDP's reducer takes neither several backward calls a step nor idle blocks; gradients are averaged here."""
+        model: Any = getattr(self.trainer.strategy, "model", None)
         return model.no_sync() if self.world > 1 and hasattr(model, "no_sync") else nullcontext()
 
     def _average_gradients(self) -> None:
         if self.world == 1:
             return
-        parameters = [p for p in self.net.parameters() if p.requires_grad]
-        flat = torch.cat([(p.grad if p.grad is not None else torch.zeros_like(p)).reshape(-1) for p in parameters])
-        dist.all_reduce(flat)
-        for p, part in zip(parameters, (flat / self.world).split([p.numel() for p in parameters]), strict=True):
-            p.grad = part.view_as(p).clone()
+        # Every process runs the same subnets, so the same parameters have gradients; the others stay without, since a
+        # gradient of zeros would still let momentum and weight decay move the blocks that did not run.
+        gradients = [p.grad for p in self.net.parameters() if p.grad is not None]
+        mean = self._mean_of_processes(torch.cat([g.reshape(-1) for g in gradients]))
+        for gradient, part in zip(gradients, mean.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+    def _mean_of_processes(self, values: Tensor) -> Tensor:
+        """Mean over all processes, the same on each of them."""
+        if self.world > 1:
+            dist.all_reduce(values)
+            values = values / self.world
+        return values
 
     def average_buffers(self) -> None:
         """Mean of the BatchNorm statistics over all processes, so that every rank saves the same file."""
@@ -235,12 +266,13 @@ class SupernetModule(pl.LightningModule):
                 dist.all_reduce(buffer)
                 buffer /= self.world
 
-    # -- checkpoints: tensors and plain Python only ------------------------------------------------------------------------------
+    # -- checkpoints: tensors and plain Python only -------------------------------------------------------------------
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the step, the sampler and the space's fingerprint."""
+        """Add the step, the sampler, the figures not yet logged and the space's fingerprint."""
         checkpoint["elastibit"] = {
             "done": self.done,
             "sampler": self.sampler.state_dict(),
+            "recent": list(self.recent),
             "fingerprint": self.net.fingerprint,
         }
 
@@ -249,7 +281,8 @@ class SupernetModule(pl.LightningModule):
         state = checkpoint["elastibit"]
         if state["fingerprint"] != self.net.fingerprint:
             raise ValueError(
-                f"the checkpoint is of space {state['fingerprint']}, this run is of {self.net.fingerprint}; resume with the run's own settings"
+                f"the checkpoint is of space {state['fingerprint']}, this run is of {self.net.fingerprint}; "
+                "resume with the run's own settings"
             )
-        self.done = state["done"]
+        self.done, self.recent = state["done"], list(state.get("recent", ()))
         self.sampler.load_state_dict(state["sampler"])

@@ -1,7 +1,8 @@
 """The optimizer of learned scales and zero-points: entries that no subnet of the step used stay bit-identical.
 
-Adam moves an entry whose gradient is zero by its momentum, about half as much as an active one (measured), which shifts the scales of
-choices that were not drawn. Here value, moments and step count of an entry change only in steps that gave it a gradient.
+Adam moves an entry whose gradient is zero by its momentum, about half as much as an active one (measured), which shifts
+the scales of choices that were not drawn. Here value, moments and step count of an entry change only in steps that gave
+it a gradient.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from torch import Tensor
 class LazyAdam(torch.optim.Optimizer):
     """Adam (Kingma and Ba, ICLR 2015) by entry: a zero gradient leaves the entry, its moments and its step count alone.
 
-    In a group with `relative=True` (scales, which are positive) Adam runs on the logarithm: the gradient is multiplied by the value and the
-    update is a factor, so `lr` is a relative step and the sign never flips. With `relative=False` (zero-points) it is an
-    absolute step in codes. No weight decay.
+    In a group with `relative=True` (scales, which are positive) Adam runs on the logarithm: the gradient is multiplied
+    by the value and the update is a factor, so `lr` is a relative step and the sign never flips. With `relative=False`
+    (zero-points) it is an absolute step in codes. No weight decay.
 
     Args:
         params: groups with keys `params` and `relative`.
@@ -39,7 +40,8 @@ class LazyAdam(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]
-        """One update of all entries that have a gradient; groups are flattened, so its time does not grow with the number of layers."""
+        """One update of all entries that have a gradient; groups are flattened, so its time does not grow with the
+        number of layers."""
         loss = None if closure is None else torch.enable_grad()(closure)()
         for group in self.param_groups:
             live = [p for p in group["params"] if p.grad is not None]
@@ -51,7 +53,8 @@ class LazyAdam(torch.optim.Optimizer):
         for p in live:
             if not self.state[p]:
                 self.state[p] = {name: torch.zeros_like(p) for name in ("mean", "square", "count")}
-        value, grad = (torch.cat([t.reshape(-1) for t in ts]) for ts in (live, [p.grad for p in live]))
+        grads = [p.grad for p in live if p.grad is not None]
+        value, grad = (torch.cat([t.reshape(-1) for t in ts]) for ts in (live, grads))
         mean, square, count = (
             torch.cat([self.state[p][n].reshape(-1) for p in live]) for n in ("mean", "square", "count")
         )

@@ -50,7 +50,11 @@ class TestPowersOfTwo:
     def test_a_supernet_learns_with_it_beside_the_integers(self):
         torch.manual_seed(0)
         model = torch.nn.Sequential(
-            torch.nn.Conv2d(1, 4, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(4, 4, 3), torch.nn.Flatten(), torch.nn.LazyLinear(3)
+            torch.nn.Conv2d(1, 4, 3, padding=1),
+            torch.nn.ReLU(),
+            torch.nn.Conv2d(4, 4, 3),
+            torch.nn.Flatten(),
+            torch.nn.LazyLinear(3),
         )
         images = torch.randn(16, 1, 6, 6)
         model(images)

@@ -1,0 +1,101 @@
+"""Door `predict`: measured subnets, and a predictor that learns from them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from supernet.desk import desk
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from predictors.pairs import Pairs
+    from supernet.interfaces import Predictor
+
+
+def main(cfg: DictConfig) -> None:
+    """Measure and learn as `cfg` (conf/predict.yaml) says; write pairs.jsonl, predictor.safetensors, predictor.json."""
+    import numpy as np
+    import torch
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf
+
+    from predictors.accuracy import report
+    from predictors.files import save_predictor
+    from predictors.pairs import collect, weights_digest
+    from supernet.artefacts import provenance
+    from supernet.config import build
+    from supernet.run import load
+
+    out = Path(HydraConfig.get().runtime.output_dir)
+    settings = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(settings, dict)
+    if cfg.threads:
+        torch.set_num_threads(int(cfg.threads))
+    seed, trusted = int(cfg.seed), tuple(cfg.trust)
+    if not 0 < cfg.held_out < 1:
+        raise ValueError(f"held_out is a share in (0, 1), got {cfg.held_out}; 0.2 is usual")
+    run = load(cfg.run, trusted=trusted)
+    assert run.task is not None  # a run without one is refused by load
+    net = run.net
+    measure = build(settings["sensitivity"], trusted=trusted)
+    sensitivity = measure(net, run.task.recalibrate(cfg.recalibrate_images))
+    pairs = collect(
+        net,
+        run.task,
+        int(cfg.n),
+        out=out / "pairs.jsonl",
+        rng=np.random.default_rng(seed),
+        recalibrate_images=cfg.recalibrate_images,
+        select_images=cfg.select_images,
+        sampler=build(settings["sampler"], trusted=trusted, space=net.space, costs=net.costs),
+    )
+
+    predictor = build(settings["predictor"] | {"_partial_": True}, trusted=trusted)
+
+    def fitted(some: Pairs) -> Any:
+        made = predictor(space=net.space, costs=net.costs, sensitivity=sensitivity, rng=np.random.default_rng(seed))
+        made.fit(some.indices, some.scores)
+        return made
+
+    learned, held = pairs.split(np.random.default_rng(seed), float(cfg.held_out))
+    judged = fitted(learned)
+    figures = report(judged, held, net.space)
+    figures |= {"learned_from": len(learned), "points": points(judged, held), "weights": weights_digest(net)}
+    save_predictor(fitted(pairs), out, figures | {"provenance": provenance(seed)})
+    show(figures)
+    print(f"learned: {out / 'predictor.safetensors'}")
+
+
+def points(predictor: Predictor, pairs: Pairs) -> list[dict[str, float]]:
+    """Predicted and measured score of each pair, with its BitOps, as JSON holds them."""
+    mean, std = predictor.predict(pairs.indices)
+    columns = {"predicted": mean, "std": std, "measured": pairs.scores, "bitops": pairs.costs["bitops"]}
+    return [dict(zip(columns, map(float, row), strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def show(figures: dict[str, Any]) -> None:
+    """Print how well held-out pairs are predicted, beside what a predictor has to beat."""
+    from rich.console import Console
+    from rich.table import Table
+
+    def tau(value: float | None) -> str:
+        return "-" if value is None else f"{value:.3f}"
+
+    title = f"{figures['pairs']} held-out pairs, learned from {figures['learned_from']}"
+    table = Table(
+        "", "Kendall tau", "at equal cost", "RMSE", "within 1 std", "within 2 std", title=title, title_justify="left"
+    )
+    rest = [f"{figures['rmse']:.2%}", f"{figures['within_1_std']:.0%}", f"{figures['within_2_std']:.0%}"]
+    table.add_row("predictor", tau(figures["kendall"]), tau(figures["kendall_equal_cost"]), *rest)
+    for name, control in figures["controls"].items():
+        table.add_row(name, tau(control["kendall"]), tau(control["kendall_equal_cost"]))
+    if figures["ceiling_equal_cost"] is not None:
+        table.add_row("what the measurements allow", "", tau(figures["ceiling_equal_cost"]))
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(desk("predict", main))
