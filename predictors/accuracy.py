@@ -41,14 +41,14 @@ class Measured(Protocol):
 class Ensemble:
     """Perceptrons of equal shape, each trained without a random part of the pairs; mean and spread of their outputs.
 
-    Inputs are `SearchSpace.features`, the log of some costs and of the additive sensitivity, if there is one. Scores are
-    standardised, so outputs are in units around their mean. A linear path beside the hidden layers starts from ridge
-    regression, since most of what bits do is additive; then all of it is trained with Adam (1e-3 as in OFA, Cai et al.,
-    ICLR 2020; weight decay 1e-2 in place of its 1e-4, which ranks better with a few hundred pairs), and every member
-    stops where the error on what it has not seen was smallest.
+    Inputs are `SearchSpace.features`, the log of some costs and of the additive sensitivity, if there is one.
+    Scores are standardised, so outputs are in units around their mean. A linear path beside the hidden layers
+    starts from ridge regression, since most of what bits do is additive; then all of it is trained with Adam (1e-3
+    as in OFA, Cai et al., ICLR 2020; weight decay 1e-2 in place of its 1e-4, which ranks better with a few hundred
+    pairs), and every member stops where the error on what it has not seen was smallest.
 
-    The standard deviation is c * sqrt(spread^2 + mean spread^2). c makes the squared standardised error of the pairs
-    average 1, each predicted only by those members that have not seen it.
+    The standard deviation is c * sqrt(spread^2 + mean spread^2). c makes the squared standardised error of the
+    pairs average 1, each predicted only by those members that have not seen it.
 
     Args:
         space: what is predicted.

@@ -85,8 +85,32 @@ def _quoted(value: str) -> str:
 
 
 def _show(out: Path) -> None:
-    """Print a row for each exported subnet."""
+    """Print what came out for each budget: chosen on select, and then, exported, on test."""
     from rich.console import Console
     from rich.table import Table
 
     from supernet.artefacts import read_json
+    from supernet.config import si
+
+    headings = ("budget", "select", "uniform bits", "test, exported", "file", "of float", "time", "of float")
+    table = Table(*headings, title="\naccuracy, bytes and time of what was found", title_justify="left")
+    for found in read_json(out / "front.json")["subnets"]:
+        card = read_json(out / "export" / found["id"] / "card.json")
+        proof, speed = card["verification"], card["measured"]["latency"]
+        size, whole = proof["bytes"]["file"], proof["bytes"]["float"]
+        uniform = found["controls"].get("uniform", {}).get("measured")
+        table.add_row(
+            found["label"],
+            f"{found['measured']:.1%}",
+            "-" if uniform is None else f"{uniform:.1%}",
+            f"{proof['accuracy']['file']:.1%}",
+            si(size, "B"),
+            f"{size / whole:.0%}",
+            f"{speed['file_ms']:.3g} ms",
+            f"{speed['file_ms'] / speed['float_ms']:.0%}",
+        )
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(desk("demo", main))

@@ -11,6 +11,8 @@ from supernet.cost import Factors
 from supernet.space import Indices, SearchSpace
 
 Table = NDArray[np.float64]
+CHEAP = 1e-4
+"""Share of the limit below which a change counts as this dear, so that free changes do not win by being free."""
 EXCHANGES = 64
 """Exchanges whose score is looked up, the most promising first, before a row counts as a local optimum."""
 
@@ -25,6 +27,7 @@ def refined(
 ) -> Indices:
     """[d] a row within the limits from which no single change and no promising exchange raises the score.
 
+    Of the single changes that fit and raise the score, the one that raises it most for what it costs is made.
     Under a hard budget single changes soon fit no more; then one gene gives up what another gains. An exchange is
     promising by the sum of the score changes of its parts.
 
@@ -47,9 +50,11 @@ def refined(
         genes, values = _changes(space, best)
         singles = space.spread(np.repeat(best[None], len(genes), axis=0), genes, values)
         gain, spent = score(singles) - here, costs(singles)
-        fits = (spent <= bounds).all(1)
-        tried = singles[fits]
-        if not (gain[fits] > 0).any():
+        better = (spent <= bounds).all(1) & (gain > 0)
+        if better.any():
+            price = ((spent - costs(best[None])) / bounds).max(1)
+            tried = singles[better][[int(np.argmax(gain[better] / np.maximum(price[better], CHEAP)))]]
+        else:
             at = _promising(gain, spent - costs(best[None]), bounds - costs(best[None])[0], genes)
             pairs = space.spread(singles[at[0]], genes[at[1]], values[at[1]])
             tried = pairs[(costs(pairs) <= bounds).all(1)]

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 Record = dict[str, Any]
+CARDS = ("card.json", "failed.json")
 SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 UNITS = {"bytes": "B", "macs": "MACs"}
 
@@ -75,7 +76,7 @@ class Files:
         predictor: predictor.json.
         front: front.json.
         subnets: subnets/<id>.json by id.
-        cards: export/<id>/card.json.
+        cards: export/<id>/card.json by id, or failed.json where the file did not compute the same.
     """
 
     path: Path
@@ -85,7 +86,7 @@ class Files:
     predictor: Record | None = None
     front: Record | None = None
     subnets: dict[str, Record] = field(default_factory=dict)
-    cards: list[Record] = field(default_factory=list)
+    cards: dict[str, Record] = field(default_factory=dict)
 
     @property
     def shown(self) -> str:
@@ -117,7 +118,7 @@ def read(path: Path) -> Files:
         optional("predictor.json"),
         optional("front.json"),
         {file.stem: own(file) for file in sorted((path / "subnets").glob("*.json"))},
-        [own(file) for file in sorted((path / "export").glob("*/card.json"))],
+        {file.parent.name: own(file) for name in CARDS for file in sorted((path / "export").glob(f"*/{name}"))},
     )
 
 
@@ -205,10 +206,11 @@ def predictor_section(files: Files) -> str:
         words = "No predictor was learned; a search without one ranks by the additive sensitivity."
         return page.missing(words, f"elastibit predict run={files.shown}")
     report = files.predictor["report"]
+    held, total = report["pairs"], report["pairs"] + report["learned_from"]
     words = (
-        f"{report['pairs']} of {report['pairs'] + report['learned_from']} subnets were held out. Kendall's tau says how "
-        f"well they are ordered (1: perfectly); at equal cost, only subnets whose {report['cost']} differ by at most "
-        f"{report['window']:.0%} are compared. The bars are one standard deviation."
+        f"{held} of {total} subnets were held out. Kendall's tau says how well they are ordered (1: perfectly); at "
+        f"equal cost, only subnets whose {report['cost']} differ by at most {report['window']:.0%} are compared. The "
+        "bars are one standard deviation."
     )
     rows = [("predictor", _number(report["kendall"]), _number(report["kendall_equal_cost"]))]
     rows += [(name, _number(c["kendall"]), _number(c["kendall_equal_cost"])) for name, c in report["controls"].items()]
@@ -239,10 +241,28 @@ def training_section(files: Files) -> str:
 
 
 def export_section(files: Files) -> str:
-    """A row for each exported file: does it compute the same, how accurate, how large, how fast."""
+    """A row for each exported file: does it compute the same, how accurate, how large, how fast; and what failed."""
     if not files.cards:
         return page.missing("Nothing was exported yet.", f"elastibit export run={files.shown}")
-    return ""
+    words = (
+        "Each file was run in onnxruntime beside the network that it was made from, on test images. Equal predictions "
+        "are those of file and network; times are for one image and one thread."
+    )
+    head = ("subnet", "file", "verdict", "test accuracy", "equal predictions", "bytes", "of float", "time", "of float")
+    labels = {s["id"]: s["label"] for s in files.front["subnets"]} if files.front else {}
+    rows = [_card_row(labels.get(name, name), card) for name, card in files.cards.items()]
+    failed = [line for card in files.cards.values() for line in card["verification"]["failures"]]
+    return "".join([page.text(words), page.table(head, rows), *map(page.text, failed)])
+
+
+def _card_row(label: str, card: Record) -> Sequence[str | page.Verdict]:
+    proof, speed = card["verification"], card["measured"]["latency"]
+    size, whole = proof["bytes"]["file"], proof["bytes"]["float"]
+    verdict = page.Verdict("computes the same" if proof["passed"] else "differs", proof["passed"])
+    accuracy = f"{proof['accuracy']['file']:.2%} of {proof['images']}"
+    sizes = si(size, "B"), f"{size / whole:.0%}"
+    times = f"{speed['file_ms']:.3g} ms", f"{speed['file_ms'] / speed['float_ms']:.0%}"
+    return label, card["profile"], verdict, accuracy, f"{proof['agreement']:.2%}", *sizes, *times
 
 
 def origin_section(files: Files) -> str:

@@ -28,8 +28,8 @@ def deploy(subnet: nn.Module, example: Float[Tensor, "n ..."]) -> Deployed:
         example: inputs to trace shapes with; the first one counts.
 
     Raises:
-        ValueError: a forward pass that cannot be traced, an operator that the exporter does not know, a BatchNorm that does
-            not follow a layer alone, a grid that is not integer, a bias beyond int32.
+        ValueError: a forward pass that cannot be traced, an operator that the exporter does not know, a BatchNorm that
+            does not follow a layer alone, a grid that is not integer, a bias beyond int32.
     """
     flat = _flatten(copy.deepcopy(subnet).eval())
     ShapeProp(flat).propagate(torch.cat([example[:1]] * BATCH))
@@ -119,8 +119,8 @@ class _Plan:
         left = [str(node.target) for node in nodes if not self._fold_norm(node)]
         if left:
             raise ValueError(
-                f"every BatchNorm must track statistics and be the only reader of a convolution or linear layer, but "
-                f"{len(left)} of {len(nodes)} cannot be folded: {', '.join(left)}; move them behind a layer or drop them"
+                "every BatchNorm must track statistics and be the only reader of a convolution or linear layer, but "
+                f"{len(left)} of {len(nodes)} cannot be folded: {', '.join(left)}; put them behind a layer"
             )
         return len(nodes)
 
@@ -188,8 +188,8 @@ class _Plan:
         if len(inputs) != 1 or not isinstance(output, fx.Node):
             returned = "a tensor" if isinstance(output, fx.Node) else f"a {type(output).__name__}"
             raise ValueError(
-                f"a network must take one tensor and return one to be exported, this one takes {len(inputs)} and returns "
-                f"{returned}; wrap it in a module that does"
+                f"a network must take one tensor and return one to be exported, this one takes {len(inputs)} and "
+                f"returns {returned}; wrap it in a module that does"
             )
         for node in self.graph.nodes:
             if node.op == "placeholder":

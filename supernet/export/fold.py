@@ -1,7 +1,7 @@
 """One trained layer and its BatchNorm as one integer layer: quantize, then fold.
 
-The weight codes are those of the trained module (`encode(w)`), up to the sign of the BatchNorm's gain; the normalisation
-goes into per-channel scales and an int32 bias. Folding first and quantizing then would give another network.
+The weight codes are those of the trained module (`encode(w)`), up to the sign of the BatchNorm's gain; the rest of the
+normalisation goes into per-channel scales and an int32 bias. Folding first would give another network.
 
 | gain g = gamma / sqrt(var + eps) | codes, zero-point                            | weight scale                       |
 |----------------------------------|----------------------------------------------|------------------------------------|
@@ -18,12 +18,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from supernet.config import QuantConfig
 from supernet.elastic.layers import QuantConv2d, QuantLayer
 from supernet.export.graph import Grid
 from supernet.export.operators import Conv, Layer, Linear
+from supernet.formats.integer import Integer
 from supernet.quant.quantizer import Quantizer
 
 INT32 = 2**31 - 1
+LARGEST = 127
 BIAS_STEPS = 1 << 20
 NEGLIGIBLE = 2.0**-10
 """A channel whose largest possible contribution is below this share of an output step is constant."""
@@ -34,14 +37,28 @@ processors without VNNI instructions add them."""
 
 
 def check(quantizer: Quantizer, name: str) -> None:
-    """Raise ValueError unless the quantizer has one choice, on an integer grid, with usable scales."""
-    if not quantizer.integer or len(quantizer.choices) != 1:
+    """Raise ValueError unless the quantizer has one choice, on a grid that fits an int8, with usable scales."""
+    fits = quantizer.integer or (quantizer.weight and len(quantizer.choices) == 1 and embedding(quantizer.choices[0]))
+    if not fits or len(quantizer.choices) != 1:
         found = ", ".join(str(c) for c in quantizer.choices)
-        raise ValueError(f"{name} must be quantized by one choice on an integer grid to be exported, it has {found}")
+        raise ValueError(f"{name} must have one choice, on a grid that fits an int8, to be exported; it has {found}")
     usable = torch.isfinite(quantizer.scale) & torch.isfinite(quantizer.zero_point) & (quantizer.scale > 0)
     if not usable.all():
         bad = quantizer.scale[~usable].tolist()[:4]
         raise ValueError(f"{name} needs positive finite scales, but has {bad}; calibrate the supernet first")
+
+
+def embedding(choice: QuantConfig) -> int:
+    """The smallest factor that makes every level of the grid an integer within +-127; 0 if there is none.
+
+    With codes so multiplied and the scale divided, such a grid is stored exactly in int8.
+    """
+    levels = torch.tensor(choice.format.levels(choice.symmetric), dtype=torch.float64)
+    return next((m for m in range(1, LARGEST + 1) if _integer(levels * m)), 0)
+
+
+def _integer(values: Tensor) -> bool:
+    return bool((values == values.round()).all()) and float(values.abs().max()) <= LARGEST
 
 
 def fold(name: str, module: QuantLayer, norm: nn.Module | None, source: tuple[str, Grid], grid: Grid | None) -> Layer:
@@ -61,11 +78,12 @@ def fold(name: str, module: QuantLayer, norm: nn.Module | None, source: tuple[st
     check(quantizer, f"the weight of {name}")
     layer = _empty(name, module, source)
     scale, zero, _, _ = quantizer.parameters_of(module.weight)
-    codes, scale, zero = quantizer.encode(module.weight).long(), scale.flatten().double(), zero.flatten().long()
+    scale, zero = scale.flatten().double() / layer.factor, zero.flatten().long()
+    codes = (quantizer.encode(module.weight) * layer.factor).long()
     weight, bias = module.weight.double(), None if module.bias is None else module.bias.double()
     if norm is not None:
         gain, offset = _gain(norm)
-        codes, zero = signed(codes, zero, gain, quantizer.choices[0].bits)
+        codes, zero = signed(codes, zero, gain, layer.width)
         scale, bias = scale * gain.abs(), offset + (0 if bias is None else bias * gain)
         weight = weight * _like(gain, weight)
     elif len(quantizer.scale) == 1:
@@ -75,7 +93,7 @@ def fold(name: str, module: QuantLayer, norm: nn.Module | None, source: tuple[st
         visible = 0.0 if grid is None else grid.scale * NEGLIGIBLE
         constant = (codes - _like(zero, codes)).abs().flatten(1).sum(1) * layer.reach * scale * unit <= visible
         # Their scale is free. 2^20 steps hold the bias to seven digits; a scale of 1 would round it to input steps.
-        free = torch.where(bias == 0, 1.0, bias.abs() / (unit * BIAS_STEPS))
+        free = torch.where(bias.abs() < 1e-20, 1.0, bias.abs() / (unit * BIAS_STEPS))
         codes, zero = torch.where(_like(constant, codes), 0, codes), torch.where(constant, 0, zero)
         scale, layer.constant = torch.where(constant, free, scale), int(constant.sum())
     layer.fine, scale = fine(codes - _like(zero, codes)), scale.float()
@@ -101,8 +119,8 @@ def signed(
 def fine(centred: Int[Tensor, "k ..."]) -> int:
     """The largest power of two by which centred codes can be multiplied and stay within +-64; 1 if there is none.
 
-    Below 8 bits the unit of the sums is coarse: at 2 bits a bias rounded to it moves an 8-bit site by several steps. Such
-    codes have room in an int8 for a finer unit.
+    Below 8 bits the unit of the sums is coarse: at 2 bits a bias rounded to it moves an 8-bit site by several steps.
+    Such codes have room in an int8 for a finer unit.
     """
     largest = max(int(centred.abs().max()), 1)
     return 1 << max(0, (ROOM // largest).bit_length() - 1)
@@ -126,7 +144,8 @@ def _gain(norm: nn.Module) -> tuple[Float[Tensor, " k"], Float[Tensor, " k"]]:
 def _empty(name: str, module: QuantLayer, source: tuple[str, Grid]) -> Layer:
     """The operator without its tensors."""
     choice = module.weight_quantizer.choices[0]
-    about = (name, [source[0]], str(choice), choice.bits, source[1].reach)
+    factor = 1 if isinstance(choice.format, Integer) else embedding(choice)
+    about = (name, [source[0]], choice, factor, source[1].reach)
     if not isinstance(module, QuantConv2d):
         return Linear(*about)
     if module.padding_mode != "zeros":
@@ -147,9 +166,8 @@ def _padding(module: QuantConv2d) -> tuple[int, int, int, int]:
 
 
 def _check_sums(layer: Layer) -> None:
-    largest = 0 if layer.bias is None else int(layer.bias.abs().max())
-    if layer.bound * layer.fine + largest > INT32:
+    if layer.largest > INT32:
         raise ValueError(
-            f"{layer.name} needs a bias of {largest:.3g} on top of sums up to {layer.bound * layer.fine:.3g}, more than an "
-            "int32 holds; its BatchNorm has an extreme gain or offset: recalibrate it"
+            f"{layer.name} needs sums up to {layer.largest:.3g} with its bias, more than an int32 holds; its BatchNorm has "
+            "an extreme gain or offset: recalibrate it"
         )

@@ -47,9 +47,9 @@ class Grid:
     def of(cls, quantizer: Quantizer) -> Grid:
         """The grid of an activation quantizer with one integer choice."""
         with torch.no_grad():
-            scale, *codes = (float(t) for t in quantizer.parameters_of(torch.zeros(1)))
+            scale, zero, low, high = (float(t) for t in quantizer.parameters_of(torch.zeros(1)))
         shift = 0 if quantizer.unsigned else SHIFT
-        return cls(scale, *(int(v) + shift for v in codes), quantizer.choices[0].bits)
+        return cls(scale, int(zero) + shift, int(low) + shift, int(high) + shift, quantizer.choices[0].bits)
 
     def encode(self, value: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """Codes, as floats."""

@@ -1,7 +1,7 @@
 """What each operator of a traced torch network becomes in a deployed one.
 
-A function here has the signature of the torch function it stands for, with names in place of tensors, so that positional and keyword
-arguments, defaults and modules all arrive in one form.
+A function here has the signature of the torch function it stands for, with names in place of tensors, so that
+positional and keyword arguments, defaults and modules all arrive in one form.
 """
 
 from __future__ import annotations
@@ -114,7 +114,8 @@ def _adaptive_avg_pool(at: At, x: str, output_size: Any) -> list[Op]:
         return [GlobalAverage(at.name, [x])]
     if height % at.after[2] or width % at.after[3]:
         raise ValueError(
-            f"{at.name} pools {height}x{width} to {at.after[2]}x{at.after[3]}; adaptive pooling is exported where windows are equal"
+            f"{at.name} pools {height}x{width} to {at.after[2]}x{at.after[3]}; adaptive pooling is exported where its "
+            "windows are of one size"
         )
     kernel = (height // at.after[2], width // at.after[3])
     return [AveragePool(at.name, [x], kernel, kernel, (0, 0), False, True)]
@@ -160,7 +161,8 @@ def _slice(at: At, x: str, index: Any) -> list[Op]:
 def _pad(at: At, x: str, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> list[Op]:
     if mode != "constant" or value or min(pad) < 0:
         raise ValueError(
-            f"{at.name} pads with mode={mode}, value={value}, widths {tuple(pad)}; only zeros around a tensor are exported"
+            f"{at.name} pads with mode={mode}, value={value}, widths {tuple(pad)}; only zeros around a tensor are "
+            "exported"
         )
     return [Pad(at.name, [x], [*pad, *[0] * (2 * len(at.before) - len(pad))])]
 
@@ -239,8 +241,7 @@ MODULES: dict[type[nn.Module], Callable[[At, str, Any], list[Op]]] = {
     nn.GELU: lambda at, x, m: _gelu(at, x, m.approximate),
     Quantizer: lambda at, x, m: [Quantize(at.name, [x])],
 }
-FREE = (nn.Identity, nn.Dropout, nn.Dropout2d)
-FREE_FUNCTIONS = (F.dropout, F.dropout2d)
+FREE = (nn.Identity, nn.modules.dropout._DropoutNd)
 FREE_METHODS = ("contiguous", "detach", "clone")
 MOVES = (_max_pool, _reshape, _slice, _pad)
 
@@ -249,11 +250,9 @@ def is_free(node: fx.Node, module: nn.Module | None) -> bool:
     """Whether the node does nothing in evaluation."""
     if module is not None:
         return isinstance(module, FREE)
-    return (
-        node.target in FREE_FUNCTIONS
-        if node.op == "call_function"
-        else node.op == "call_method" and node.target in FREE_METHODS
-    )
+    if node.op == "call_function":
+        return node.target is F.dropout and not node.kwargs.get("training", True)
+    return node.op == "call_method" and node.target in FREE_METHODS
 
 
 def is_move(node: fx.Node, module: nn.Module | None) -> bool:
@@ -298,8 +297,8 @@ def lower(node: fx.Node, module: nn.Module | None, at: At, names: dict[fx.Node, 
     if handler is None:
         what = type(module).__name__ if module is not None else getattr(node.target, "__name__", str(node.target))
         raise ValueError(
-            f"{at.name} is {what}, which the exporter does not know; it knows convolutions, linear layers, sums, products, joins, pooling, reshapes, "
-            f"slices, padding with zeros and {', '.join(POINTWISE)}"
+            f"{at.name} is {what}, which the exporter does not know; it knows convolutions, linear layers, sums, "
+            f"joins, pooling, reshapes, slices, padding with zeros and {', '.join(POINTWISE)}"
         )
     return handler(at, *args, **kwargs)
 

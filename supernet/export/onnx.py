@@ -1,8 +1,8 @@
 """Writes a deployed network as an ONNX file of quantize/dequantize (QDQ) pairs, placed so that onnxruntime fuses them.
 
-Between operators there are uint8 codes; each operator reads through DequantizeLinear nodes of its own and ends in QuantizeLinear, with a Clip *on
-the integers* where the codes have fewer values than a uint8 (a float Clip would keep the runtime from fusing). Operators that only move values
-work on the codes. Weights are integer initialisers.
+Between operators there are uint8 codes; each operator reads through DequantizeLinear nodes of its own and ends in
+QuantizeLinear, with a Clip *on the integers* where the codes have fewer values than a uint8 (a float Clip would keep
+the runtime from fusing). Operators that only move values work on the codes. Weights are integer initialisers.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor
 
 from supernet.export.graph import Deployed, Grid, Op
 from supernet.export.operators import (
@@ -37,7 +38,8 @@ Array = NDArray[Any]
 
 OPSET = 21
 OPSET_INT2 = 25
-INT = {8: TensorProto.INT8, 4: TensorProto.INT4, 2: TensorProto.INT2}
+INTEGERS = {32: np.int32, 8: np.int8}
+PACKED = {4: TensorProto.INT4, 2: TensorProto.INT2}
 FAR = np.iinfo(np.int64).max
 
 
@@ -48,15 +50,16 @@ def write(
 
     Args:
         deployed: the network.
-        containers: bits of the integers that weights may be stored in, of 2, 4, 8; each layer takes the smallest that holds its codes. Layers in 8 bits
-            run as integer kernels; smaller ones are made for size and run in float, on the same activations.
+        containers: bits of the integers that weights may be stored in, of 2, 4, 8; each layer takes the smallest that
+            holds its codes. Layers in 8 bits run as integer kernels; smaller ones are made for size, and run in float
+            on the same activations.
         metadata: texts for the file's metadata.
     """
     return _Writer(deployed, containers).model(metadata or {})
 
 
 def write_float(deployed: Deployed) -> onnx.ModelProto:
-    """The float twin: the same network with its folded float weights and nothing quantized, to compare size and speed with."""
+    """The float twin: the same network with folded float weights and nothing quantized, to compare size and speed."""
     return _Writer(deployed, ()).model({})
 
 
@@ -66,10 +69,10 @@ def container(layer: Layer, containers: Sequence[int]) -> int:
     Raises:
         ValueError: no container is wide enough.
     """
-    wide = [c for c in sorted(containers) if c >= layer.bits]
+    wide = [c for c in sorted(containers) if c >= layer.width]
     if not wide:
         raise ValueError(
-            f"{layer.name} has {layer.bits}-bit weights, the containers are {sorted(containers)}; allow one of 8 bits"
+            f"{layer.name} has {layer.width}-bit weights, the containers are {sorted(containers)}; allow one of 8 bits"
         )
     return wide[0]
 
@@ -77,19 +80,19 @@ def container(layer: Layer, containers: Sequence[int]) -> int:
 def stored(layer: Layer) -> tuple[Array, Array, int]:
     """Codes and zero-points of a layer in an int8 container, and by how much both are multiplied.
 
-    | centred codes q - z of all channels | stored                                                        |
-    |-------------------------------------|---------------------------------------------------------------|
-    | within +-64                         | fine (q - z), zero-point 0; the scale is divided by fine      |
-    | within -128 .. 127                  | q - z, zero-point 0                                           |
-    | spread of at most 255               | shifted to -128 .. 127, one zero-point                        |
-    | else                                | q, and a zero-point for each channel                          |
+    | centred codes q - z of all channels | stored                                                   |
+    |-------------------------------------|----------------------------------------------------------|
+    | within +-64                         | fine (q - z), zero-point 0; the scale is divided by fine |
+    | within -128 .. 127                  | q - z, zero-point 0                                      |
+    | spread of at most 255               | shifted to -128 .. 127, one zero-point                   |
+    | else                                | q, and a zero-point for each channel                     |
 
-    One zero-point for all channels, 0 at best, is what most runtimes ask for; the last row (8-bit asymmetric weights, lopsided both ways) needs a runtime that
-    takes one for each channel.
+    One zero-point for all channels, 0 at best, is what most runtimes ask for. The last row (8-bit asymmetric weights,
+    lopsided both ways) needs a runtime that takes one for each channel, as later releases of onnxruntime do.
     """
     codes, zero, centred = (t.cpu().numpy().astype(np.int64) for t in (layer.codes, layer.zero, layer.centred))
     low, high = int(centred.min()), int(centred.max())
-    if -128 <= low and high <= 127:
+    if low >= -128 and high <= 127:
         return centred * layer.fine, np.zeros_like(zero), layer.fine
     if high - low <= 255:
         shift = -128 - low
@@ -107,7 +110,7 @@ class _Writer:
         self.opset = OPSET
         self._reads: dict[str, int] = {}
 
-    # -- parts -----------------------------------------------------------------------------------------------------------------
+    # -- parts ---------------------------------------------------------------------------------------------------------
     def node(self, kind: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
         """Add a node with one output, named after it; returns the output."""
         self.nodes.append(helper.make_node(kind, list(inputs), [output], name=output, **attributes))
@@ -119,14 +122,12 @@ class _Writer:
         return name
 
     def integers(self, name: str, value: Array, bits: int) -> str:
-        """Add an initialiser of `bits`-bit integers, packed from the lowest bits of each byte up."""
-        if bits == 8:
-            return self.constant(name, value, np.int8)
-        if bits == 2:
-            self.opset = OPSET_INT2
-        self.initializers[name] = onnx.TensorProto(
-            name=name, data_type=INT[bits], dims=value.shape, raw_data=packed(value, bits)
-        )
+        """Add an initialiser of signed `bits`-bit integers; returns its name."""
+        if bits in INTEGERS:
+            return self.constant(name, value, INTEGERS[bits])
+        self.opset = OPSET_INT2 if bits == 2 else self.opset
+        content = packed(value, bits)
+        self.initializers[name] = TensorProto(name=name, data_type=PACKED[bits], dims=np.shape(value), raw_data=content)
         return name
 
     def read(self, name: str) -> str:
@@ -139,9 +140,8 @@ class _Writer:
 
     def grid(self, name: str, grid: Grid) -> tuple[str, str]:
         """Names of scale and zero-point of a tensor."""
-        return self.constant(f"{name}.scale", grid.scale, np.float32), self.constant(
-            f"{name}.zero", grid.zero, np.uint8
-        )
+        scale = self.constant(f"{name}.scale", grid.scale, np.float32)
+        return scale, self.constant(f"{name}.zero", grid.zero, np.uint8)
 
     def finish(self, op: Op, kind: str, inputs: Sequence[str], **attributes: Any) -> None:
         """Add the node of an operator and what puts its output in the form in which it is kept."""
@@ -159,10 +159,8 @@ class _Writer:
         clipped = op.grid.clipped
         codes = self.node("QuantizeLinear", [value, scale, zero], f"{op.name}.codes" if clipped else op.name)
         if clipped:
-            low, high = (
-                self.constant(f"{op.name}.{what}", bound, np.uint8)
-                for what, bound in (("low", op.grid.low), ("high", op.grid.high))
-            )
+            low = self.constant(f"{op.name}.low", op.grid.low, np.uint8)
+            high = self.constant(f"{op.name}.high", op.grid.high, np.uint8)
             self.node("Clip", [codes, low, high], op.name)
 
     def _activate(self, op: Op, kind: str, inputs: Sequence[str], attributes: Mapping[str, Any]) -> None:
@@ -170,60 +168,43 @@ class _Writer:
         if op.activation == "relu":
             self.node("Relu", [value], op.name)
         elif op.activation == "relu6":
-            low, high = self.constant("zero", 0, np.float32), self.constant("six", 6, np.float32)
-            self.node("Clip", [value, low, high], op.name)
+            self.node("Clip", [value, *self.to_six()], op.name)
+
+    def to_six(self) -> tuple[str, str]:
+        """Bounds of ReLU6."""
+        return self.constant("relu6.low", 0, np.float32), self.constant("relu6.high", 6, np.float32)
 
     def layer(self, op: Layer) -> list[str]:
         """Real values of input, weight and bias of a layer, as its node reads them."""
         if not self.quantized:
-            arrays = {"weight": op.weight, "bias": op.shift}
-            return [
-                op.inputs[0],
-                *(
-                    self.constant(f"{op.name}.{n}", t.cpu().numpy(), np.float32)
-                    for n, t in arrays.items()
-                    if t is not None
-                ),
-            ]
+            parts = {f"{op.name}.weight": op.weight, f"{op.name}.bias": op.shift}
+            real = {name: value.cpu().numpy() for name, value in parts.items() if value is not None}
+            return [*op.inputs, *(self.constant(name, value, np.float32) for name, value in real.items())]
         grid = self.deployed.grids[op.inputs[0]]
         assert grid is not None
-        names = [self.read(op.inputs[0]), self._weight(op)]
-        if op.bias is not None:
-            unit = (op.scale.cpu() * grid.scale / op.fine).numpy()
-            names.append(
-                self._dequantize(
-                    f"{op.name}.bias",
-                    self.constant(f"{op.name}.bias", op.bias.cpu().numpy(), np.int32),
-                    unit,
-                    np.zeros_like(unit),
-                    np.int32,
-                )
-            )
-        return names
-
-    def _weight(self, op: Layer) -> str:
         bits = container(op, self.containers)
         codes, zero, factor = stored(op) if bits == 8 else (op.codes.cpu().numpy(), op.zero.cpu().numpy(), 1)
-        scale = (op.scale.cpu() / factor).numpy()
-        name = self.integers(f"{op.name}.weight", codes, bits)
-        if bits == 8:
-            return self._dequantize(name, name, scale, zero, np.int8)
-        zero = zero if len(scale) > 1 else zero[0]
-        inputs = [
-            name,
-            self.constant(f"{name}.scale", scale if len(scale) > 1 else scale[0], np.float32),
-            self.integers(f"{name}.zero", np.asarray(zero), bits),
-        ]
-        return self.node("DequantizeLinear", inputs, f"{name}.dq", **({"axis": 0} if len(scale) > 1 else {}))
+        scale = op.scale.cpu()
+        names = [self.read(op.inputs[0]), self.dequantize(f"{op.name}.weight", codes, scale / factor, zero, bits)]
+        if op.bias is not None:
+            unit = scale * grid.scale / op.fine
+            names.append(self.dequantize(f"{op.name}.bias", op.bias.cpu().numpy(), unit, None, 32))
+        return names
 
-    def _dequantize(self, name: str, codes: str, scale: Array, zero: Array, dtype: Any) -> str:
-        """DequantizeLinear along axis 0, or with one scale, always with an explicit zero-point (without it Gemm is not fused)."""
-        if len(scale) == 1:
-            scale, zero = scale[0], zero[0]
-        parts = [codes, self.constant(f"{name}.scale", scale, np.float32), self.constant(f"{name}.zero", zero, dtype)]
-        return self.node("DequantizeLinear", parts, f"{name}.dq", **({"axis": 0} if np.ndim(scale) else {}))
+    def dequantize(self, name: str, codes: Array, scale: Tensor, zero: Array | None, bits: int) -> str:
+        """Real values of integer initialisers, with one scale or along axis 0.
 
-    # -- the whole -------------------------------------------------------------------------------------------------------------
+        Weights need their zero-points, even if they are 0: without them onnxruntime does not fuse Gemm.
+        """
+        shared = len(scale) == 1
+        shape = () if shared else (-1,)
+        parts = [self.integers(name, codes, bits)]
+        parts.append(self.constant(f"{name}.scale", scale.numpy().reshape(shape), np.float32))
+        if zero is not None:
+            parts.append(self.integers(f"{name}.zero", zero.reshape(shape), bits))
+        return self.node("DequantizeLinear", parts, f"{name}.value", **({} if shared else {"axis": 0}))
+
+    # -- the whole -----------------------------------------------------------------------------------------------------
     def model(self, metadata: Mapping[str, str]) -> onnx.ModelProto:
         """Every operator in order, then input, output and metadata."""
         deployed = self.deployed
@@ -242,9 +223,9 @@ class _Writer:
         return made
 
     def _output(self) -> str:
-        """The last tensor, as real values under the name `logits`."""
-        last = self.read(self.deployed.result)
-        return self.node("Identity", [last], "logits")
+        """The last tensor, as real values; `logits`, if no operator has that name."""
+        name = "logits" if "logits" not in self.deployed.grids else f"{self.deployed.result}.real"
+        return self.node("Identity", [self.read(self.deployed.result)], name)
 
 
 def packed(values: Array, bits: int) -> bytes:
@@ -255,7 +236,7 @@ def packed(values: Array, bits: int) -> bytes:
     return (flat << (np.arange(per_byte) * bits)).sum(1).astype(np.uint8).tobytes()
 
 
-# -- one function for each operator --------------------------------------------------------------------------------------------
+# -- one function for each operator ------------------------------------------------------------------------------------
 @singledispatch
 def emit(op: Op, to: _Writer) -> None:
     """Add an operator's nodes to the writer."""
@@ -318,7 +299,7 @@ def _(op: Pointwise, to: _Writer) -> None:
     if op.function == "silu":
         to.finish(op, "Mul", [inputs[0], to.node("Sigmoid", inputs, f"{op.name}.sigmoid")])
     elif op.function == "relu6":
-        to.finish(op, "Clip", [*inputs, to.constant("zero", 0, np.float32), to.constant("six", 6, np.float32)])
+        to.finish(op, "Clip", [*inputs, *to.to_six()])
     elif op.function == "hardsigmoid":
         to.finish(op, "HardSigmoid", inputs, alpha=1 / 6, beta=0.5)
     else:

@@ -13,7 +13,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from supernet.config import QuantConfig
 from supernet.export.graph import Grid, Move, Op
+from supernet.formats.integer import Integer
 
 EXACT_IN_FLOAT32 = 1 << 24
 
@@ -36,8 +38,8 @@ class Add(Op):
     def forward(self, inputs: Sequence[Tensor], grids: Sequence[Grid | None]) -> Tensor:
         """On codes a r_a + (b r_b + c), r = scale / scale_out, all constants in c, in float32 with fused multiply-add.
 
-        This is the order of onnxruntime's integer kernel. Dequantizing, adding and dividing gives another code where the
-        sum lies next to a tie, which changed 8 of 5,000 predictions of an 8-bit ResNet-20.
+        This is the order of onnxruntime's integer kernel. Dequantizing, adding and dividing gives another code where
+        the sum lies next to a tie, which changed 8 of 5,000 predictions of an 8-bit ResNet-20.
         """
         a, b = grids
         if self.grid is None or a is None or b is None:
@@ -132,17 +134,18 @@ class Layer(Op):
     """A convolution or linear layer: value = scale_x scale_w (sum (x - zero_x) (w - zero_w) + bias / fine).
 
     Args:
-        form: the weight's choice, as text.
-        bits: of the weight's codes.
+        choice: how the weight is quantized.
+        factor: what its grid is multiplied by to consist of integers (1 for integer grids).
         reach: the largest |x - zero_x|.
 
     Attributes:
-        codes: [k, ...] weight codes of `bits` bits, two's complement.
+        codes: [k, ...] integer weight codes, two's complement, in `width` bits.
         zero, scale: [k], or [1] where all channels share them.
         bias: [k] int32 values (kept as int64) in units of scale_x scale_w / fine, or None.
         fine: a power of two by which an 8-bit container may multiply the codes, so that it holds the bias that finely.
         weight, shift: the same layer in float, normalisation folded: for the float twin.
         constant: how many output channels no input can change.
+        largest: what |fine sum + bias| cannot exceed.
     """
 
     codes: Tensor
@@ -152,16 +155,22 @@ class Layer(Op):
     weight: Tensor
     shift: Tensor | None
 
-    def __init__(self, name: str, inputs: Sequence[str], form: str, bits: int, reach: int) -> None:
+    def __init__(self, name: str, inputs: Sequence[str], choice: QuantConfig, factor: int, reach: int) -> None:
         super().__init__(name, inputs)
-        self.form, self.bits, self.reach = form, bits, reach
+        self.choice, self.factor, self.reach = choice, factor, reach
         self.constant, self.fine = 0, 1
 
+    @property
+    def width(self) -> int:
+        """Bits that hold every code: those of the format, or 8 where another grid is embedded in the integers."""
+        return self.choice.bits if isinstance(self.choice.format, Integer) else 8
+
     def hold(self, **tensors: Tensor | None) -> None:
-        """Take the tensors; see the attributes."""
+        """Take the tensors; see the attributes. `fine` must be set."""
         for name in ("codes", "zero", "scale", "bias", "weight", "shift"):
             self.register_buffer(name, tensors[name])
-        self.bound = int(self.centred.abs().flatten(1).sum(1).max()) * self.reach
+        bias = 0 if self.bias is None else int(self.bias.abs().max())
+        self.largest = int(self.centred.abs().flatten(1).sum(1).max()) * self.reach * self.fine + bias
 
     @property
     def centred(self) -> Int[Tensor, "k ..."]:
@@ -169,15 +178,15 @@ class Layer(Op):
         return self.codes - self.zero.view(-1, *[1] * (self.codes.dim() - 1))
 
     def forward(self, inputs: Sequence[Tensor], grids: Sequence[Grid | None]) -> Tensor:
-        """Exact integer sums (float32 where they stay below 2^24, on a CPU, else float64), then one multiplication."""
+        """Exact sums (in float32 where they stay below 2^24, on a CPU, else in float64), then one multiplication."""
         (x,), (grid,) = inputs, grids
         assert grid is not None
-        exact = self.bound < EXACT_IN_FLOAT32 and x.device.type == "cpu"
+        exact = self.largest < EXACT_IN_FLOAT32 and x.device.type == "cpu"
         dtype = torch.float32 if exact else torch.float64
-        total = self.accumulate((x - grid.zero).to(dtype), self.centred.to(dtype)).double()
+        total = self.accumulate((x - grid.zero).to(dtype), self.centred.to(dtype))
         shape = (-1, *[1] * (self.codes.dim() - 2))
         if self.bias is not None:
-            total = total + self.bias.view(shape) / self.fine
+            total = total + (self.bias.to(dtype) / self.fine).view(shape)
         unit = (self.scale * grid.scale).view(shape)
         if self.grid is None:
             return total.float() * unit
@@ -196,15 +205,15 @@ class Conv(Layer):
         self,
         name: str,
         inputs: Sequence[str],
-        form: str,
-        bits: int,
+        choice: QuantConfig,
+        factor: int,
         reach: int,
         stride: tuple[int, int],
         padding: tuple[int, int, int, int],
         dilation: tuple[int, int],
         groups: int,
     ) -> None:
-        super().__init__(name, inputs, form, bits, reach)
+        super().__init__(name, inputs, choice, factor, reach)
         self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
 
     def accumulate(self, x: Tensor, w: Tensor) -> Tensor:

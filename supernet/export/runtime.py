@@ -50,7 +50,8 @@ WARM_UP = 3
 def session(model: onnx.ModelProto, threads: int = 1) -> tuple[onnxruntime.InferenceSession, list[tuple[str, str]]]:
     """A CPU session with every optimisation, and the (kind, name) of each node that it runs.
 
-    `session.qdq_matmulnbits_accuracy_level` is 0: by default onnxruntime quantizes the input of packed matrix products once more, unasked.
+    `session.qdq_matmulnbits_accuracy_level` is 0: by default onnxruntime quantizes the input of products with packed
+    weights once more, unasked.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = threads

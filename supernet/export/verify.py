@@ -1,18 +1,20 @@
 """Proof that a written file computes the deployed network: operator by operator on codes, and whole on images.
 
-Two questions with two rulers. (a) Each operator of the file, cut out, gets the reference's own input codes: at most one output code off, at least 99.9 % equal. (b) The
-whole file sees images: the same prediction as the reference for at least 99.9 % of them at 8 bits, 99.5 % below, and the accuracy within 0.1 points. (b)
-cannot be stricter: where two orders of evaluation put a value on different sides of a tie, a network of few bits carries the step on.
+Two questions, two rulers. (a) Each operator of the file, cut out, gets the reference's own input codes: at most one
+output code off, at least 99.9 % of them equal. (b) The whole file sees images: the prediction of the reference for at
+least 99.9 % of them at 8 bits and 99.5 % below, and its accuracy within 0.1 points. (b) cannot be stricter: where two
+orders of evaluation put a value on different sides of a tie, a network of few bits carries the step on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import onnx
 import torch
+from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -25,7 +27,9 @@ from supernet.interfaces import Batch
 CODES_OFF = 1.0
 CODES_EQUAL = 0.999
 REAL_OFF = 1e-4
-TOP1_EQUAL = {8: 0.999, 0: 0.995}
+"""Of the largest value: for outputs that are no codes."""
+
+EQUAL_AT_8_BITS, EQUAL_BELOW = 0.999, 0.995
 ACCURACY_OFF = 0.001
 OPERATOR_IMAGES = 32
 
@@ -33,86 +37,84 @@ OPERATOR_IMAGES = 32
 def verify(
     model: onnx.ModelProto, deployed: Deployed, batches: Iterable[Batch], subnet: nn.Module | None = None
 ) -> dict[str, Any]:
-    """Compare a written model with its deployed network.
+    """Compare a written model with its deployed network, in onnxruntime on one thread.
 
     Args:
         model: as loaded from the file.
         deployed: the reference.
-        batches: images and labels; the first batch also feeds the operators.
-        subnet: the trained module, to say how far deployment itself moved it.
+        batches: images and labels; the first images also feed the operators.
+        subnet: the trained module, to say how far deployment itself has moved it.
 
     Returns:
-        `passed`, `failures` (one line each), `operators` (rows), `accuracy`, `equal_top1`, `disagreements`, `kernels`, `unfused`, ...
+        `passed`, `failures` (one line each), `operators` (a row for each), `kernels` (how often each kind runs),
+        `unfused` (nodes that compute in float), and what `compare` gives.
 
     Raises:
         ValueError: no batches.
         VerificationError: the reference gives the same output for every image, so that agreement would prove nothing.
     """
-    logits, labels, images = _outputs(model, deployed, batches, subnet)
-    whole = _whole(logits, labels, _narrowest(deployed))
+    made, kernels = session(model)
+    logits, labels, images = _outputs(made, deployed, batches, subnet)
+    whole = compare(logits, labels, narrowest(deployed))
     rows = operators(model, deployed, images[:OPERATOR_IMAGES])
-    _, kernels = session(model)
     bad = [f"operator {row['name']}: {row['verdict']}" for row in rows if row["verdict"] != "ok"]
-    failures = whole.pop("failures") + bad
-    return (
-        {"passed": not failures, "failures": failures}
-        | whole
-        | {"operators": rows, "kernels": counts(kernels), "unfused": unfused(kernels)}
-    )
+    failures = [*whole.pop("failures"), *bad]
+    passed = {"passed": not failures, "failures": failures}
+    return passed | whole | {"kernels": counts(kernels), "unfused": unfused(kernels), "operators": rows}
 
 
-def require(report: dict[str, Any]) -> None:
-    """Raise VerificationError with a table of all operators if a report of `verify` did not pass."""
+def require(report: Mapping[str, Any]) -> None:
+    """Raise VerificationError, with a table of all operators, if a report of `verify` did not pass."""
     if not report["passed"]:
-        raise VerificationError(
-            "the written file does not compute the deployed network:\n  "
-            + "\n  ".join([*report["failures"], "", *table(report["operators"])])
-        )
+        lines = [*report["failures"], "", *table(report["operators"])]
+        raise VerificationError("\n  ".join(["the written file does not compute the deployed network:", *lines]))
 
 
 def table(rows: list[dict[str, Any]]) -> list[str]:
-    """One line for each operator."""
+    """One line for each operator, and a head."""
     width = max(len(row["name"]) for row in rows)
-    head = f"{'operator':{width}}  {'kernel':26} {'values':>9} {'largest off':>11} {'equal %':>9}  verdict"
-    return [
-        head,
-        *(
-            f"{r['name']:{width}}  {r['kernel']:26} {r['values']:9} {r['most_off']:11.3g} {100 * r['equal']:9.4f}  {r['verdict']}"
-            for r in rows
-        ),
-    ]
+    lines = [f"{'operator':{width}}  {'kernel':24}  {'values':>9}  {'most off':>8}  {'equal %':>8}  verdict"]
+    for row in rows:
+        figures = f"{row['values']:9}  {row['most_off']:8.3g}  {100 * row['equal']:8.4f}"
+        lines.append(f"{row['name']:{width}}  {row['kernel']:24}  {figures}  {row['verdict']}")
+    return lines
 
 
-# -- (a) operators -------------------------------------------------------------------------------------------------------------
+def narrowest(deployed: Deployed) -> int:
+    """Fewest bits of any weight or activation."""
+    activations = [op.grid.bits for op in deployed.operators() if op.grid is not None]
+    return min(activations + [op.choice.bits for op in deployed.operators() if isinstance(op, Layer)])
+
+
+# -- (a) operators -----------------------------------------------------------------------------------------------------
 @torch.no_grad()
-def operators(model: onnx.ModelProto, deployed: Deployed, images: Tensor) -> list[dict[str, Any]]:
-    """One row for each operator of the file, run alone on the reference's codes for `images`."""
+def operators(model: onnx.ModelProto, deployed: Deployed, images: Float[Tensor, "n ..."]) -> list[dict[str, Any]]:
+    """One row for each operator of the file, run alone on the reference's codes for `images`.
+
+    Where the reference's output is constant, equality would prove nothing; the operator gets random codes of its
+    input's grid instead, and the row says so (`constant`).
+    """
     kept, parts = deployed.tensors(images), Parts(model)
     return [_operator(parts, deployed, op, kept) for op in deployed.operators()]
 
 
-def _operator(parts: Parts, deployed: Deployed, op: Op, kept: dict[str, Tensor]) -> dict[str, Any]:
-    inputs = {name: kept[name] for name in dict.fromkeys(op.inputs)}
+def _operator(parts: Parts, deployed: Deployed, op: Op, kept: Mapping[str, Tensor]) -> dict[str, Any]:
+    inputs = {name: kept[name] for name in op.inputs}
     expected = kept[op.name]
     constant = bool((expected == expected.flatten()[0]).all())
-    if constant:  # equal constants prove nothing: any codes of the input's grid will do instead
-        inputs = {name: _any_codes(deployed, name, value) for name, value in inputs.items()}
+    if constant:
+        inputs = {name: _any(deployed, name, value) for name, value in inputs.items()}
         expected = op([inputs[n] for n in op.inputs], [deployed.grids[n] for n in op.inputs])
     made, kernels = session(parts.cut(list(inputs), op.name))
-    got = run(made, inputs)
-    row = {
-        "name": op.name,
-        "kind": op.kind,
-        "kernel": _main(kernels),
-        "weight_bits": op.bits if isinstance(op, Layer) else None,
-        "values": expected.numel(),
-    }
-    return row | _difference(got, expected.double().cpu().numpy(), op.grid is not None) | {"constant": constant}
+    off = np.abs(run(made, inputs) - expected.double().cpu().numpy())
+    bits = op.choice.bits if isinstance(op, Layer) else None
+    about = {"name": op.name, "kind": op.kind, "kernel": _main(kernels), "weight_bits": bits, "constant": constant}
+    return about | {"values": expected.numel()} | _difference(off, expected, op.grid is not None)
 
 
-def _any_codes(deployed: Deployed, name: str, value: Tensor) -> Tensor:
-    grid = deployed.grids[name]
-    generator = torch.Generator().manual_seed(0)
+def _any(deployed: Deployed, name: str, value: Tensor) -> Tensor:
+    """Random codes on a tensor's grid, or random numbers."""
+    grid, generator = deployed.grids[name], torch.Generator().manual_seed(0)
     if grid is None:
         return torch.randn(value.shape, generator=generator)
     return torch.randint(grid.low, grid.high + 1, value.shape, generator=generator).float()
@@ -120,118 +122,100 @@ def _any_codes(deployed: Deployed, name: str, value: Tensor) -> Tensor:
 
 def _main(kernels: list[tuple[str, str]]) -> str:
     """The kernel that does the work: the first that is no conversion, if there is one."""
-    helpers = (
-        "QuantizeLinear",
-        "DequantizeLinear",
-        "Clip",
-        "Transpose",
-        "Cast",
-        "ReorderInput",
-        "ReorderOutput",
-        "Identity",
-    )
-    return next((kind for kind, _ in kernels if kind not in helpers), kernels[-1][0])
+    helpers = ("QuantizeLinear", "DequantizeLinear", "Clip", "Transpose", "Cast", "ReorderInput", "ReorderOutput")
+    return next((kind for kind, _ in kernels if kind not in (*helpers, "Identity")), kernels[-1][0])
 
 
-def _difference(got: NDArray[np.float64], expected: NDArray[np.float64], codes: bool) -> dict[str, Any]:
-    off = np.abs(got - expected)
+def _difference(off: NDArray[np.float64], expected: Tensor, codes: bool) -> dict[str, Any]:
+    scale, allowed, what = 1.0, CODES_OFF, "codes"
     if not codes:
-        off = off / max(float(np.abs(expected).max()), 1e-30)
-    most, equal = float(off.max()), float((off <= (0 if codes else REAL_OFF)).mean())
-    if most > (CODES_OFF if codes else REAL_OFF):
-        verdict = f"{most:.3g} {'codes' if codes else 'of the largest value'} off, allowed is {CODES_OFF if codes else REAL_OFF:g}"
+        scale, allowed, what = max(float(expected.abs().max()), 1e-30), REAL_OFF, "of the largest value"
+    most, equal = float(off.max()) / scale, float((off <= (0.0 if codes else REAL_OFF * scale)).mean())
+    verdict = "ok"
+    if most > allowed:
+        verdict = f"{most:.3g} {what} off, allowed is {allowed:g}"
     elif equal < CODES_EQUAL:
-        verdict = f"{100 * equal:.2f} % of the codes equal, at least {100 * CODES_EQUAL:g} % must be"
-    else:
-        verdict = "ok"
+        verdict = f"{100 * equal:.2f} % equal, at least {100 * CODES_EQUAL:g} % must be"
     return {"most_off": most, "equal": equal, "verdict": verdict}
 
 
-# -- (b) the whole file --------------------------------------------------------------------------------------------------------
+# -- (b) the whole file ------------------------------------------------------------------------------------------------
 @torch.no_grad()
 def _outputs(
-    model: onnx.ModelProto, deployed: Deployed, batches: Iterable[Batch], subnet: nn.Module | None
+    made: Any, deployed: Deployed, batches: Iterable[Batch], subnet: nn.Module | None
 ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
     """Logits by who computed them, labels, and the images of the first batch."""
-    made, _ = session(model)
-    subnet = subnet.eval() if subnet is not None else None
-    logits: dict[str, list[Tensor]] = {"file": [], "deployed": [], **({"subnet": []} if subnet is not None else {})}
-    labels, first = [], None
+    subnet = None if subnet is None else subnet.eval()
+    logits: dict[str, list[Tensor]] = {"file": [], "deployed": []}
+    labels: list[Tensor] = []
+    first = torch.empty(0)
     for images, target in batches:
-        first = images if first is None else first
+        first = first if labels else images
         logits["file"].append(torch.from_numpy(run(made, {deployed.source: images})))
         logits["deployed"].append(deployed(images).double())
         if subnet is not None:
-            logits["subnet"].append(subnet(images).double())
+            logits.setdefault("subnet", []).append(subnet(images).double())
         labels.append(target)
-    if first is None:
-        raise ValueError(
-            "verification needs at least one batch of (images, labels), got none; raise the number of test images above 0"
-        )
+    if not labels:
+        raise ValueError("verification needs a batch of (images, labels), got none; raise the number of test images")
     return {name: torch.cat(parts) for name, parts in logits.items()}, torch.cat(labels), first
 
 
-def _whole(logits: dict[str, Tensor], labels: Tensor, bits: int) -> dict[str, Any]:
-    reference, file = logits["deployed"], logits["file"]
-    n = len(labels)
+def compare(logits: Mapping[str, Float[Tensor, "n k"]], labels: Int[Tensor, " n"], bits: int) -> dict[str, Any]:
+    """Predictions of the file beside those of the reference.
+
+    Args:
+        logits: of `file` and `deployed`, and of `subnet` if it is to be reported.
+        labels: the classes.
+        bits: fewest bits in the network; decides how many predictions must be equal.
+
+    Returns:
+        `failures`, `images`, `accuracy` by name, `agreement` (share of equal predictions) and `agreement_needed`,
+        `subnet_agreement` of the trained module, `sqnr_db` of the logits (None: equal), every one of the
+        `disagreements` with its margin, beside the `median_margin`.
+    """
+    reference, file, n = logits["deployed"], logits["file"], len(labels)
     if bool((reference == reference[0]).all()):
         raise VerificationError(
-            f"the deployed network gives the same output for all {n} images, so that agreement would prove nothing; recalibrate its BatchNorm, use more bits "
-            "or more images"
+            f"the deployed network gives the same output for all {n} images, so that agreement would prove nothing; "
+            "recalibrate its BatchNorm, or use more bits or more images"
         )
     top = {name: values.argmax(1) for name, values in logits.items()}
     accuracy = {name: float((choice == labels).double().mean()) for name, choice in top.items()}
-    equal = float((top["file"] == top["deployed"]).double().mean())
-    least = TOP1_EQUAL[8 if bits >= 8 else 0]
-    apart = abs(accuracy["file"] - accuracy["deployed"])
-    allowed = max(ACCURACY_OFF, 1 / n)  # one image weighs more than 0.1 points in a small test part
-    failures = []
-    if equal < least:
-        failures.append(
-            f"equal predictions: {100 * equal:.3f} % of {n} images, at least {100 * least:g} % must be at {bits} bits"
-        )
-    if apart > allowed + 1e-12:
-        failures.append(
-            f"accuracy: {100 * accuracy['file']:.2f} % in the file, {100 * accuracy['deployed']:.2f} % deployed, {100 * allowed:.2g} points allowed"
-        )
+    equal = {name: float((choice == top["deployed"]).double().mean()) for name, choice in top.items()}
+    needed = EQUAL_AT_8_BITS if bits >= 8 else EQUAL_BELOW
     noise = float((file - reference).pow(2).sum())
+    best = reference.topk(min(2, reference.shape[1])).values
     return {
-        "failures": failures,
+        "failures": _failures(accuracy, equal["file"], needed, n),
         "images": n,
+        "bits": bits,
         "accuracy": accuracy,
-        "equal_top1": equal,
-        "equal_top1_needed": least,
+        "agreement": equal["file"],
+        "agreement_needed": needed,
+        "subnet_agreement": equal.get("subnet"),
         "sqnr_db": 10 * float(torch.log10(reference.pow(2).sum() / noise)) if noise else None,
+        "median_margin": float((best[:, 0] - best[:, -1]).median()),
         "disagreements": _disagreements(reference, top, labels),
-        "median_margin": float(_margins(reference).median()),
-        "subnet_equal_top1": float((top["subnet"] == top["deployed"]).double().mean()) if "subnet" in top else None,
     }
 
 
-def _margins(logits: Tensor) -> Tensor:
-    best = logits.topk(min(2, logits.shape[1]), dim=1).values
-    return best[:, 0] - best[:, -1]
+def _failures(accuracy: Mapping[str, float], equal: float, needed: float, n: int) -> list[str]:
+    failures = []
+    if equal < needed:
+        failures.append(f"equal predictions: {100 * equal:.2f} % of {n} images, at least {100 * needed:g} % must be")
+    allowed = max(ACCURACY_OFF, 1 / n)  # in a small test part one image weighs more than 0.1 points
+    if abs(accuracy["file"] - accuracy["deployed"]) > allowed + 1e-12:
+        found = f"{100 * accuracy['file']:.2f} % in the file, {100 * accuracy['deployed']:.2f} % deployed"
+        failures.append(f"accuracy: {found}, at most {100 * allowed:.2g} points apart are allowed")
+    return failures
 
 
-def _disagreements(reference: Tensor, top: dict[str, Tensor], labels: Tensor) -> list[dict[str, Any]]:
-    """Every image that file and reference tell apart; margin: the reference's logit of its own class less that of the file's class."""
+def _disagreements(reference: Tensor, top: Mapping[str, Tensor], labels: Tensor) -> list[dict[str, Any]]:
+    """Margin: the reference's logit of its own class less that of the file's class."""
     rows = []
-    for i in torch.nonzero(top["file"] != top["deployed"]).flatten().tolist():
+    for i in (top["file"] != top["deployed"]).nonzero().flatten().tolist():
         ours, theirs = int(top["deployed"][i]), int(top["file"][i])
-        rows.append(
-            {
-                "image": i,
-                "label": int(labels[i]),
-                "deployed": ours,
-                "file": theirs,
-                "margin": float(reference[i, ours] - reference[i, theirs]),
-            }
-        )
+        margin = float(reference[i, ours] - reference[i, theirs])
+        rows.append({"image": i, "label": int(labels[i]), "deployed": ours, "file": theirs, "margin": margin})
     return rows
-
-
-def _narrowest(deployed: Deployed) -> int:
-    """Fewest bits of any weight or activation."""
-    return min(
-        [layer.bits for layer in deployed.layers] + [op.grid.bits for op in deployed.operators() if op.grid is not None]
-    )

@@ -250,7 +250,8 @@ class Tilt:
         """[n, blocks] levels, drawn with the smallest multiplier (by bisection) that keeps within the target."""
         with np.errstate(divide="ignore"):
             log_mass = np.log(self.mass)
-        unit = np.maximum(np.ptp(costs, axis=2).max(1), 1e-300)[:, None, None]
+        unit = np.ptp(costs, axis=2).max(1)[:, None, None]
+        unit = np.where(unit > 0, unit, 1.0)  # nothing to tilt
         low, high = np.full(len(targets), -1.0), np.full(len(targets), 1.0)
         best = self._drawn(costs, log_mass, unit, high, u)
         for _ in range(rounds):

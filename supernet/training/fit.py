@@ -86,9 +86,8 @@ def train(
     """
     if epochs < 0:
         raise ValueError(f"epochs is 0 (no training) or more, got {epochs}")
-    options = _options(trainer or {})
-    out = Path(out)
-    last = out / "checkpoints" / "last.ckpt"
+    options, watcher = _options(trainer or {}), Validation(_offered(net, validation), validation_images)
+    out, last = Path(out), Path(out) / "checkpoints" / "last.ckpt"
     checkpoint = _checked(last) if resume else None
     if checkpoint is None:  # a run that goes on keeps its files until it has better ones
         last.unlink(missing_ok=True)
@@ -106,7 +105,6 @@ def train(
         total_steps=epochs * task.steps_per_epoch(),
     )
     keeper = ModelCheckpoint(last.parent, filename="last", enable_version_counter=False, save_on_train_epoch_end=True)
-    watcher = Validation(_offered(net, validation), validation_images)
     with _quiet():
         loggers = [_table(out, checkpoint), *([logger] if logger else [])]
         fitter = pl.Trainer(max_epochs=epochs, logger=loggers, callbacks=[watcher, keeper, Clock()], **options)

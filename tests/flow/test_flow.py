@@ -28,6 +28,10 @@ def read(path: Path) -> Any:
     return json.loads(path.read_text())
 
 
+def table(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
 class TestFiles:
     def test_every_stage_left_what_it_promises(self, flow: Flow) -> None:
         run, _ = flow
@@ -59,7 +63,7 @@ class TestFiles:
 
     def test_metrics_are_of_the_one_epoch(self, flow: Flow) -> None:
         run, _ = flow
-        rows = list(csv.DictReader((run / "metrics.csv").open(newline="")))
+        rows = table(run / "metrics.csv")
         assert {row["epoch"] for row in rows} == {"0"}
         assert any(row["select/w8a8"] for row in rows) and any(row["train/loss"] for row in rows)
 
@@ -214,7 +218,5 @@ class TestResume:
         for space in spaces:
             space["provenance"].pop("measured")
         assert spaces[0] == spaces[1]
-        tables = [
-            list(csv.DictReader((tmp_path / name / "metrics.csv").open(newline=""))) for name in ("straight", "resumed")
-        ]
+        tables = [table(tmp_path / name / "metrics.csv") for name in ("straight", "resumed")]
         assert tables[0] == tables[1]

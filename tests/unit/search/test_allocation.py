@@ -8,37 +8,7 @@ import pytest
 from scipy.optimize import Bounds, LinearConstraint, milp
 
 from search.allocation import Program, allocate, undominated
-from supernet.config import Layer, PerChannel, PerTensor, QuantConfig
-from supernet.cost import Costs, Factors, gated, over
-from supernet.formats.integer import Integer
-from supernet.space import Dimension, SearchSpace
-
-CHOICES = (
-    QuantConfig(Integer(2)),
-    QuantConfig(Integer(2), PerChannel()),
-    QuantConfig(Integer(4), PerTensor(), False),
-    QuantConfig(Integer(8)),
-)
-
-
-def small():
-    """Two stages; 3 layers, of which two depend on depth: 2 * 3 * 4^3 * 2^3 rows before canonical form."""
-    deep, deeper = (("s.depth", (2, 3)),), (("t.depth", (2,)),)
-    parts = [("a", 900, ()), ("b", 500, deep), ("c", 300, deeper)]
-    layers = [Layer(n, "conv", m, 40, 4, n != "b", False, (4, 8, 8), gate) for n, m, gate in parts]
-    dimensions = [Dimension("s.depth", (1, 2, 3)), Dimension("t.depth", (1, 2))]
-    for layer in layers:
-        dimensions.append(Dimension(layer.weight, CHOICES, layer.active_if))
-        dimensions.append(Dimension(layer.input, CHOICES[1:], layer.active_if))
-    space = SearchSpace(dimensions)
-    return space, Costs(space, layers)
-
-
-def every_row(space):
-    """All canonical rows that the view admits."""
-    rows = np.array(list(itertools.product(*(range(n) for n in space.sizes))), dtype=np.int64)
-    rows = np.unique(space.canonical(rows), axis=0)
-    return rows[space.admits(rows)]
+from supernet.cost import Factors, gated, over
 
 
 def objective_of(space, layers, rng, wild=False):
@@ -56,17 +26,17 @@ def objective_of(space, layers, rng, wild=False):
 
 VIEWS = {
     "whole": lambda s: s,
-    "restricted": lambda s: s.restrict({"b.weight": CHOICES[2:], "a.input": CHOICES[2:]}),
+    "restricted": lambda s: s.restrict({"b.weight": lambda c: c.bits > 2, "a.input": lambda c: c.bits > 2}),
     "tied": lambda s: s.tie([["a.weight", "c.weight"], ["*.input"]]),
-    "pinned": lambda s: s.pin({"s.depth": 2, "c.weight": CHOICES[3]}).tie([["a.weight", "b.weight"]]),
+    "pinned": lambda s: s.pin({"s.depth": 2, "c.weight": s.dimensions[-2].choices[3]}).tie([["a.weight", "b.weight"]]),
 }
 
 
 @pytest.mark.parametrize("wild", [False, True], ids=["gated", "wild"])
 @pytest.mark.parametrize("view", VIEWS)
 @pytest.mark.parametrize("kinds", [("bitops",), ("bytes", "macs"), ("bitops", "bytes")], ids="-".join)
-def test_it_equals_enumeration(rng, view, kinds, wild):
-    whole, costs = small()
+def test_it_equals_enumeration(rng, small, every_row, view, kinds, wild):
+    whole, costs = small
     space = VIEWS[view](whole)
     rows = every_row(space)
     for _ in range(3):
@@ -81,8 +51,8 @@ def test_it_equals_enumeration(rng, view, kinds, wild):
         assert objective.value(row[None])[0] == pytest.approx(best, abs=1e-9)
 
 
-def test_impossible_budgets_are_named(rng):
-    space, costs = small()
+def test_impossible_budgets_are_named(rng, small, every_row):
+    space, costs = small
     objective = objective_of(space, costs.layers, rng)
     least = costs.kinds["bytes"].value(every_row(space)).min()
     with pytest.raises(ValueError, match=f"bytes <= .* smallest alone reaches {least:g} B"):
@@ -97,20 +67,6 @@ def test_what_is_dominated_is_dropped():
     assert sorted(undominated(values)) == [0, 1, 4, 5]
 
 
-def yardstick():
-    """21 layers of a ResNet-18 at 224 px with weight and activation bits 2..8: search_baseline's problem."""
-    inner = [118.01, *[115.61] * 4, 57.80, 115.61, 6.42, *[115.61] * 2, 57.80, 115.61, 6.42, *[115.61] * 2]
-    macs = np.array([*inner, 57.80, 115.61, 6.42, *[115.61] * 2, 0.512]) * 1e6
-    rng = np.random.default_rng(0)
-    weight, data = rng.lognormal(0, 1, len(macs)), rng.lognormal(0, 1, len(macs))
-    choices = tuple(QuantConfig(Integer(b)) for b in range(2, 9))
-    layers = [Layer(f"l{i}", "conv", int(m), 1000, 8, True, False, (1, 1, 1)) for i, m in enumerate(macs)]
-    space = SearchSpace([Dimension(name, choices) for x in layers for name in (x.weight, x.input)])
-    noise = 4.0 ** -np.arange(2.0, 9.0)
-    terms = [((2 * i + j,), s[i] * noise) for i in range(len(macs)) for j, s in enumerate((weight, data))]
-    return space, Costs(space, layers), Factors(tuple(terms)), (macs.astype(int), weight, data)
-
-
 def reference(macs, weight, data, budget):
     """The same problem straight from its definition: one binary for each pair of bits of each layer."""
     pairs = np.array(list(itertools.product(range(2, 9), repeat=2)))
@@ -122,8 +78,8 @@ def reference(macs, weight, data, budget):
     return milp(value * 1e4, constraints=constraints, integrality=np.ones(len(value)), **settings)
 
 
-def test_the_yardstick_is_solved_to_the_optimum():
-    space, costs, objective, problem = yardstick()
+def test_the_yardstick_is_solved_to_the_optimum(yardstick):
+    space, costs, objective, problem = yardstick
     program = Program(space, objective, {"bitops": costs.kinds["bitops"]})
     found = []
     for bits in range(2, 9):

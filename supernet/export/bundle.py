@@ -1,0 +1,148 @@
+"""One subnet as a folder: the file, and the card that says what it is, what it costs and how it was proved."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from supernet.artefacts import provenance, write_bytes, write_json, write_text
+from supernet.config import build, si
+from supernet.export.verify import require
+from supernet.interfaces import Batch, Exporter
+
+CONF = Path(__file__).resolve().parents[2] / "conf" / "profile"
+FILE, CARD, TEXT, FAILED = "model.onnx", "card.json", "card.md", "failed.json"
+
+
+def export(
+    subnet: nn.Module,
+    example: Float[Tensor, "1 ..."],
+    out: Path | str,
+    profile: str | Exporter = "int8",
+    batches: Iterable[Batch] = (),
+    *,
+    meta: Mapping[str, Any] | None = None,
+    seed: int | None = None,
+) -> dict[str, Any]:
+    """Write `out/model.onnx`, prove it, and describe it in `out/card.json` and `out/card.md`.
+
+    Nothing is put into `out` before the proof has succeeded; files of an earlier export are then replaced one by one,
+    the card last.
+
+    Args:
+        subnet: what `SuperNet.materialise` returns, with the BatchNorm statistics to export.
+        example: one input.
+        out: the folder.
+        profile: name of a file of conf/profile, or an Exporter.
+        batches: test images and labels to verify with; walked through once.
+        meta: what the card is to say of model, data and subnet, by name.
+        seed: of the run, for the record.
+
+    Returns:
+        The card.
+
+    Raises:
+        ValueError: a subnet that cannot be exported, an unknown profile, no batches.
+        VerificationError: the file does not compute what the subnet does; all figures are in `out/failed.json` then.
+    """
+    out = Path(out)
+    exporter = named(profile) if isinstance(profile, str) else profile
+    with tempfile.TemporaryDirectory() as draft:
+        file = exporter.export(subnet, example, Path(draft) / FILE)
+        figures = exporter.verify(file, subnet, batches)
+        content = file.read_bytes()
+    card = {
+        "profile": profile if isinstance(profile, str) else getattr(profile, "name", type(profile).__name__),
+        "file": {"name": FILE, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()},
+        "about": dict(meta or {}),
+        **figures,
+        "provenance": provenance(seed),
+    }
+    if not figures["verification"]["passed"]:
+        write_json(out / FAILED, card)
+        require(figures["verification"])
+    write_bytes(out / FILE, content)
+    write_text(out / TEXT, text(card))
+    write_json(out / CARD, card)
+    (out / FAILED).unlink(missing_ok=True)
+    return card
+
+
+def named(profile: str) -> Exporter:
+    """The exporter that conf/profile/<name>.yaml describes.
+
+    Raises:
+        ValueError: there is no such file.
+    """
+    from omegaconf import OmegaConf
+
+    path = CONF / f"{profile}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in CONF.glob("*.yaml")))
+        raise ValueError(f"no export profile {profile!r}; choose one of {known}")
+    exporter: Exporter = build(OmegaConf.load(path))
+    return exporter
+
+
+# -- the card as text --------------------------------------------------------------------------------------------------
+def text(card: Mapping[str, Any]) -> str:
+    """The card in Markdown."""
+    parts = [_head(card), _measured(card), _costs(card["costs"]), _layers(card["layers"]), _origin(card["provenance"])]
+    return "\n\n".join(parts) + "\n"
+
+
+def _head(card: Mapping[str, Any]) -> str:
+    about = [(name, value) for name, value in card["about"].items() if not isinstance(value, Mapping | list)]
+    rows = [*about, ("profile", card["profile"]), ("sha256", card["file"]["sha256"])]
+    title = f"# {card['about'].get('name', 'Exported subnet')}"
+    return "\n".join([title, "", *(f"- {name}: {value}" for name, value in rows if name != "name")])
+
+
+def _measured(card: Mapping[str, Any]) -> str:
+    proof, speed = card["verification"], card["measured"]["latency"]
+    accuracy, size = proof["accuracy"], proof["bytes"]
+    off = max((row["most_off"] for row in proof["operators"]), default=0.0)
+    rows = [
+        ("accuracy of the file", f"{accuracy['file']:.2%} of {proof['images']} test images"),
+        ("accuracy of the deployed network (reference)", f"{accuracy['deployed']:.2%}"),
+        ("accuracy of the trained subnet", f"{accuracy['subnet']:.2%}"),
+        ("file and reference predict the same", f"{proof['agreement']:.2%} (needed: {proof['agreement_needed']:.1%})"),
+        ("largest difference of an operator, in codes", f"{off:.3g}"),
+        ("size", f"{si(size['file'], 'B')}; in float32 {si(size['float'], 'B')}"),
+        ("time for one image, one thread", f"{speed['file_ms']:.3g} ms; in float32 {speed['float_ms']:.3g} ms"),
+        ("kernels", ", ".join(f"{count} {kind}" for kind, count in proof["kernels"].items())),
+        ("computed in float", ", ".join(proof["unfused"]) or "nothing"),
+    ]
+    return "\n".join(["## Measured", "", "| what | figure |", "|---|---|", *(f"| {a} | {b} |" for a, b in rows)])
+
+
+def _costs(costs: Mapping[str, float]) -> str:
+    rows = [
+        ("BitOps, all layers at their true bits", si(costs["bitops"])),
+        ("BitOps, first and last layer counted at 8 bits", si(costs["bitops_first_last_8"])),
+        ("BitOps, first and last layer left out", si(costs["bitops_inner"])),
+        ("bytes at true bits: codes, scales, zero-points, biases", si(costs["bytes"], "B")),
+        ("multiply-accumulates", si(costs["macs"])),
+    ]
+    return "\n".join(["## Costs", "", "| cost | value |", "|---|---|", *(f"| {a} | {b} |" for a, b in rows)])
+
+
+def _layers(rows: list[Mapping[str, Any]]) -> str:
+    lines = ["| layer | weight | input bits | stored bits | scales | MACs |", "|---|---|---|---|---|---|"]
+    for row in rows:
+        cells = [row["name"], row["weight"], row["input_bits"], row["stored_bits"], row["scales"], si(row["macs"])]
+        lines.append(f"| {' | '.join(str(cell) for cell in cells)} |")
+    return "\n".join(["## Layers", "", *lines])
+
+
+def _origin(origin: Mapping[str, Any]) -> str:
+    measured = origin["measured"]
+    versions = ", ".join(f"{name} {version}" for name, version in origin["versions"].items() if version)
+    rows = [f"- command: `{measured['command']}`", f"- date: {measured['date']}", f"- processor: {measured['cpu']}"]
+    return "\n".join(["## Origin", "", *rows, f"- seed: {origin['seed']}", f"- versions: {versions}"])

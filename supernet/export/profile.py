@@ -1,0 +1,169 @@
+"""A kind of ONNX file: which integers weights are stored in, how it is written, what it costs, and its proof."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from supernet.artefacts import write_bytes
+from supernet.export.deploy import deploy
+from supernet.export.graph import Deployed
+from supernet.export.onnx import container, write, write_float
+from supernet.export.operators import Conv, Layer
+from supernet.export.runtime import latency, session
+from supernet.export.verify import verify
+from supernet.interfaces import Batch
+
+
+@dataclass(frozen=True)
+class Profile:
+    """An Exporter (`supernet.interfaces`) of QDQ files for onnxruntime.
+
+    Args:
+        name: for cards and the file's metadata.
+        containers: bits of the integers that weights may be stored in, of 2, 4 and 8, 8 among them; 2 is left out where
+            the installed runtime does not load the file with it.
+        rounds: timed runs of the file and of its float twin, at least 20.
+
+    Raises:
+        ValueError: other containers, or too few rounds.
+    """
+
+    name: str
+    containers: Sequence[int] = (8,)
+    rounds: int = 30
+
+    def __post_init__(self) -> None:
+        if 8 not in self.containers or not set(self.containers) <= {2, 4, 8}:
+            raise ValueError(
+                f"containers are of 2, 4 and 8 bits, 8 among them, got {list(self.containers)}; e.g. [4, 8]"
+            )
+        if self.rounds < 20:
+            raise ValueError(f"a median needs 20 rounds or more, got rounds={self.rounds}")
+
+    def export(self, model: nn.Module, example: Float[Tensor, "1 ..."], path: Path) -> Path:
+        """Write a materialised subnet; the file appears whole or not at all.
+
+        Raises:
+            ValueError: the subnet cannot be exported; says why.
+        """
+        write_bytes(path, self.loadable(deploy(model, example)).SerializeToString())
+        return path
+
+    def verify(self, path: Path, model: nn.Module, batches: Iterable[Batch]) -> dict[str, Any]:
+        """Run a written file beside the subnet that it was made of.
+
+        Args:
+            path: the file.
+            model: the materialised subnet.
+            batches: test images and labels.
+
+        Returns:
+            `layers`, `costs`, `verification` (see `supernet.export.verify.verify`, with `bytes` of the file and of its
+            float twin) and `measured` (`latency` of both).
+        """
+        batches = iter(batches)
+        first = next(batches, None)
+        if first is None:
+            raise ValueError("a file is verified on batches of (images, labels), got none; give at least one batch")
+        deployed, file = deploy(model, first[0]), onnx.load(path)
+        twin = write_float(deployed)
+        proof = verify(file, deployed, itertools.chain([first], batches), model)
+        proof["bytes"] = {"file": path.stat().st_size, "float": twin.ByteSize()}
+        times = latency({"file": file, "float": twin}, deployed.example, self.rounds)
+        speed = {"file_ms": times["file"], "float_ms": times["float"], "speedup": times["float"] / times["file"]}
+        return {
+            "layers": json.loads(_metadata(file)["elastibit.layers"]),
+            "costs": costs(deployed),
+            "verification": proof,
+            "measured": {"latency": speed | {"threads": 1, "batch": 1, "rounds": self.rounds}},
+        }
+
+    def loadable(self, deployed: Deployed) -> onnx.ModelProto:
+        """The model, without 2-bit integers if the installed runtime refuses them."""
+        if 2 in self.containers:
+            model = self._model(deployed, self.containers)
+            try:
+                session(model)
+                return model
+            except Exception as error:  # onnxruntime's errors have no class of their own in common
+                if not any(container(layer, self.containers) == 2 for layer in layers_of(deployed)):
+                    raise ValueError(f"onnxruntime does not load the file: {error}") from error
+        return self._model(deployed, [c for c in self.containers if c != 2])
+
+    def _model(self, deployed: Deployed, containers: Sequence[int]) -> onnx.ModelProto:
+        numbers = {"layers": layers(deployed, containers), "costs": costs(deployed)}
+        metadata = {f"elastibit.{name}": json.dumps(value) for name, value in numbers.items()}
+        return write(deployed, containers, metadata | {"elastibit.profile": self.name})
+
+
+def layers_of(deployed: Deployed) -> list[Layer]:
+    """Convolutions and linear layers in order of execution."""
+    return [op for op in deployed.operators() if isinstance(op, Layer)]
+
+
+def layers(deployed: Deployed, containers: Sequence[int]) -> list[dict[str, Any]]:
+    """One row for each layer: its true bits, and how the file stores them.
+
+    `weight` is the choice in the search space; `scales` how many the file has (a per-tensor weight behind a BatchNorm
+    has one for each channel there); `embedding` what an 8-bit container multiplies the grid by.
+    """
+    sizes = deployed.tensors(deployed.example)
+    rows = []
+    for op in layers_of(deployed):
+        source = deployed.grids[op.inputs[0]]
+        assert source is not None
+        elements, stored = op.codes.numel(), container(op, containers)
+        rows.append(
+            {
+                "name": op.name,
+                "kind": "conv" if isinstance(op, Conv) else "linear",
+                "macs": sizes[op.name].numel() * op.codes[0].numel(),
+                "weight": str(op.choice),
+                "weight_bits": op.choice.bits,
+                "input_bits": source.bits,
+                "stored_bits": stored,
+                "embedding": op.factor * (op.fine if stored == 8 else 1),
+                "scales": len(op.scale),
+                "weights": elements,
+                "nominal_bytes": math.ceil(elements * op.choice.bits / 8),
+                "stored_bytes": math.ceil(elements * stored / 8),
+                "constant_channels": op.constant,
+            }
+        )
+    return rows
+
+
+def costs(deployed: Deployed) -> dict[str, float]:
+    """Costs of the deployed network under the names and rules of `supernet.cost`, counted once more from the graph."""
+    rows = layers(deployed, (8,))
+    spent = [(row["macs"], row["macs"] * row["weight_bits"] * row["input_bits"]) for row in rows]
+    inner = sum(product for _, product in spent[1:-1])
+    edge = sum(macs * 64 for macs, _ in (spent if len(spent) < 3 else [spent[0], spent[-1]]))
+    return {
+        "bitops": float(sum(product for _, product in spent)),
+        "bitops_first_last_8": float(inner + edge),
+        "bitops_inner": float(inner),
+        "bytes": float(sum(_stored(op) for op in layers_of(deployed))),
+        "macs": float(sum(macs for macs, _ in spent)),
+    }
+
+
+def _stored(op: Layer) -> int:
+    """Bytes of packed codes, scales (4, with a zero-point 5), int32 biases, the input's scale and zero-point (5)."""
+    codes = math.ceil(op.codes.numel() * op.choice.bits / 8)
+    bias = 0 if op.bias is None else 4 * len(op.bias)
+    return codes + len(op.scale) * (4 if op.choice.symmetric else 5) + bias + 5
+
+
+def _metadata(model: onnx.ModelProto) -> dict[str, str]:
+    return {entry.key: entry.value for entry in model.metadata_props}
