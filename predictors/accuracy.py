@@ -167,7 +167,7 @@ class Ensemble:
             optimizer.zero_grad()
             ((error * seen).sum(1) / seen.sum(1)).sum().backward()
             optimizer.step()
-        return best
+        return {name: w.clone(memory_format=torch.contiguous_format) for name, w in best.items()}
 
     def _start(self, x: Tensor, y: Tensor, unseen: Tensor) -> dict[str, Tensor]:
         """Kaiming-normal hidden layers, a last layer of zeros, and ridge regression in the linear path."""

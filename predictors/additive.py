@@ -63,9 +63,8 @@ class Additive:
             raise ValueError(f"fitting the scale takes 3 or more finite scores, got {len(scores)}; collect more pairs")
         x, y = -self._log(indices), np.asarray(scores, dtype=float)
         spread = max(float(x.std()), TINY)
-        slope = max(
-            float(np.mean((x - x.mean()) * (y - y.mean()))) / spread**2, 1e-3 * max(float(y.std()), TINY) / spread
-        )
+        least = 1e-3 * max(float(y.std()), 1e-3) / spread
+        slope = max(float(np.mean((x - x.mean()) * (y - y.mean()))) / spread**2, least)
         offset = float(y.mean() - slope * x.mean())
         std = float(np.sqrt(np.sum((y - offset - slope * x) ** 2) / max(1, len(y) - 2)))
         self.tensors = {"line": torch.tensor([slope, offset, std], dtype=torch.float64)}

@@ -137,6 +137,7 @@ def _choose(n: int, count: int, rng: np.random.Generator) -> Tensor:
     return torch.from_numpy(np.sort(rng.permutation(n)[:count]))
 
 
+@torch.no_grad()
 def layer_errors(module: QuantLayer, x: Float[Tensor, "g p i"]) -> tuple[Table, Table]:
     """Relative output error of each weight choice (exact input) and of each input choice (exact weight)."""
     groups = len(x)

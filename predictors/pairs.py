@@ -29,6 +29,8 @@ from supernet.space import Indices, SearchSpace, magnitude
 log = logging.getLogger(__name__)
 CHUNK = 64
 """Subnets drawn at once; a longer collection starts with the same subnets as a shorter one."""
+BARREN = 5
+"""Draws of that many in a row without a new subnet after which a space counts as exhausted."""
 
 
 @dataclass(frozen=True)
@@ -151,12 +153,13 @@ def plan(net: SuperNet, n: int, rng: np.random.Generator, sampler: Sampler | Non
     space = net.space
     sampler = sampler or CostFirst(space, net.costs)
     chosen = {config.id: config for config in landmarks(space)}
-    for _ in range(10 + 20 * n // CHUNK):
-        if len(chosen) >= n:
-            break
+    barren = 0
+    while len(chosen) < n and barren < BARREN:
+        before = len(chosen)
         for row in sampler.ask(CHUNK, rng):
             config = space.config(row)
             chosen.setdefault(config.id, config)
+        barren = 0 if len(chosen) > before else barren + 1
     if len(chosen) < n:
         log.warning("%d pairs were asked for, but only %d distinct subnets were found", n, len(chosen))
     return list(chosen.values())[:n]

@@ -78,13 +78,13 @@ def _said(record: Record) -> str:
     return "<br>".join([*lines, *(f"{name} {si(value)}" for name, value in record["costs"].items())])
 
 
-def layer_bits(subnets: Sequence[Record]) -> go.Figure:
+def layer_bits(subnets: Sequence[Record], names: Sequence[str]) -> go.Figure:
     """Bits of weights and inputs of every layer, a row for each subnet; empty where the layer does not run.
 
     Args:
         subnets: records of subnets/<id>.json, with `label` and `layers`.
+        names: of the layers, in order of execution.
     """
-    names = list(dict.fromkeys(layer["name"] for s in subnets for layer in s["layers"]))
     titles = ("weights", "inputs")
     figure = make_subplots(rows=2, shared_xaxes=True, subplot_titles=titles, vertical_spacing=0.12)
     for row, what in enumerate(("weight_bits", "input_bits"), 1):
@@ -162,8 +162,8 @@ def _plain(figure: go.Figure, height: int = 420) -> go.Figure:
             paper_bgcolor="rgba(0,0,0,0)",
             plot_bgcolor="rgba(0,0,0,0)",
             height=height,
-            margin={"l": 64, "r": 12, "t": 28, "b": 56},
-            legend={"orientation": "h", "y": -0.22, "x": 0},
+            margin={"l": 64, "r": 12, "t": 28, "b": 90},
+            legend={"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "x": 0},
             font={"family": "system-ui, sans-serif", "size": 13},
             hovermode="closest",
         )

@@ -196,8 +196,10 @@ def bits_section(files: Files) -> str:
     chosen = [
         files.subnets[s["id"]] | {"label": s["label"]} for s in files.front["subnets"] if s["id"] in files.subnets
     ]
+    genes = [d["name"] for d in files.space["dimensions"]]
+    names = [gene.removesuffix(".weight") for gene in genes if gene.endswith(".weight")]
     words = "Blue is many bits, red is few; an empty field is a layer that the subnet leaves out."
-    return page.text(words) + figures.html(figures.layer_bits(chosen), "plot-bits")
+    return page.text(words) + figures.html(figures.layer_bits(chosen, names), "plot-bits")
 
 
 def predictor_section(files: Files) -> str:
@@ -212,6 +214,7 @@ def predictor_section(files: Files) -> str:
         f"equal cost, only subnets whose {report['cost']} differ by at most {report['window']:.0%} are compared. The "
         "bars are one standard deviation."
     )
+    compared = f"at equal cost ({report['pairs_equal_cost']} comparisons)"
     rows = [("predictor", _number(report["kendall"]), _number(report["kendall_equal_cost"]))]
     rows += [(name, _number(c["kendall"]), _number(c["kendall_equal_cost"])) for name, c in report["controls"].items()]
     rows.append(("what the measurements allow", "", _number(report["ceiling_equal_cost"])))
@@ -222,7 +225,7 @@ def predictor_section(files: Files) -> str:
         ("within 2 std (0.95 is right)", f"{report['within_2_std']:.2f}"),
     ]
     plot = figures.html(figures.predicted(report["points"]), "plot-predictor")
-    return page.text(words) + page.facts(shown) + plot + page.table(("", "Kendall tau", "at equal cost"), rows)
+    return page.text(words) + page.facts(shown) + plot + page.table(("", "Kendall tau", compared), rows)
 
 
 def training_section(files: Files) -> str:
@@ -250,7 +253,9 @@ def export_section(files: Files) -> str:
     )
     head = ("subnet", "file", "verdict", "test accuracy", "equal predictions", "bytes", "of float", "time", "of float")
     labels = {s["id"]: s["label"] for s in files.front["subnets"]} if files.front else {}
-    rows = [_card_row(labels.get(name, name), card) for name, card in files.cards.items()]
+    old = {name: f"{card['about'].get('budget', name)}, of an earlier search" for name, card in files.cards.items()}
+    order = sorted(files.cards, key=lambda name: [*labels, *files.cards].index(name))
+    rows = [_card_row(labels.get(name, old[name]), files.cards[name]) for name in order]
     failed = [line for card in files.cards.values() for line in card["verification"]["failures"]]
     return "".join([page.text(words), page.table(head, rows), *map(page.text, failed)])
 

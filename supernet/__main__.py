@@ -29,7 +29,8 @@ def main(cfg: DictConfig) -> None:
         settings = _stored(out, list(HydraConfig.get().overrides.task))
     elif (out / "supernet.safetensors").exists() and not cfg.overwrite:
         raise ValueError(
-            f"{out.name} already holds a supernet; give resume=true to go on, overwrite=true to replace it, or another run="
+            f"{out.name} already holds a supernet; "
+            "give resume=true to go on, overwrite=true to replace it, or another run="
         )
     if settings["threads"]:
         torch.set_num_threads(int(settings["threads"]))
@@ -67,7 +68,8 @@ def _stored(out: Path, overrides: list[str]) -> dict[str, Any]:
     others = [o for o in overrides if o.split("=")[0].lstrip("+") not in ("run", "resume", "trust")]
     if others:
         raise ValueError(
-            f"a resumed run keeps the settings that it was started with; leave out {', '.join(others)}, or start another run="
+            "a resumed run keeps the settings that it was started with; "
+            f"leave out {', '.join(others)}, or start another run="
         )
     if not (out / "config.yaml").exists():
         raise FileNotFoundError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,12 +21,12 @@ def norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
 
 
 @torch.no_grad()
-def recalibrate(model: nn.Module, batches: Iterable[Tensor]) -> None:
+def recalibrate(model: nn.Module, batches: Iterable[Tensor | tuple[Tensor, Any]]) -> None:
     """Set the statistics of every BatchNorm to the mean over `batches`; all else evaluates, and nothing learns.
 
     Args:
         model: a module, or a supernet with the wanted subnet active.
-        batches: inputs [n, ...], at least one.
+        batches: inputs [n, ...] or (inputs, labels), at least one.
 
     Raises:
         ValueError: no batches; the statistics are then as before.
@@ -46,7 +47,7 @@ def recalibrate(model: nn.Module, batches: Iterable[Tensor]) -> None:
             layer.momentum = None
             layer.training = True
         for batch in itertools.chain([first], remaining):
-            model(batch)
+            model(batch if isinstance(batch, Tensor) else batch[0])
     finally:
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum
@@ -55,7 +56,7 @@ def recalibrate(model: nn.Module, batches: Iterable[Tensor]) -> None:
 
 
 @contextmanager
-def recalibrated(model: nn.Module, batches: Iterable[Tensor]) -> Iterator[nn.Module]:
+def recalibrated(model: nn.Module, batches: Iterable[Tensor | tuple[Tensor, Any]]) -> Iterator[nn.Module]:
     """Inside, the statistics are those of the active subnet on `batches`; afterwards as before, also after an error."""
     layers = norms(model)
     before = [{name: buffer.clone() for name, buffer in layer.named_buffers(recurse=False)} for layer in layers]

@@ -227,8 +227,8 @@ class SuperNet(nn.Module):
 
     # -- scales and copies --------------------------------------------------------------------------------------------
     @torch.no_grad()
-    def calibrate(self, batches: Iterable[Tensor]) -> None:
-        """Set the scales of every choice of every site, from one float pass over input batches [n, ...].
+    def calibrate(self, batches: Iterable[Tensor | tuple[Tensor, Any]]) -> None:
+        """Set the scales of every choice of every site, from one float pass over batches [n, ...] or (inputs, labels).
 
         Raises:
             ValueError: no batches, or a batch with values that are not finite.
@@ -238,7 +238,8 @@ class SuperNet(nn.Module):
         count = 0
         try:
             with self.as_subnet(self.space.largest()), self.floating(), evaluating(self):
-                for batch in batches:
+                for item in batches:
+                    batch = item if isinstance(item, Tensor) else item[0]
                     if not torch.isfinite(batch).all():
                         raise ValueError(
                             "calibration images must be finite, but a batch holds NaN or infinity; "

@@ -262,6 +262,7 @@ class _Sites:
                     site = graph.call_module(name)
                 node.replace_all_uses_with(site)
                 site.args = (node,)
+                self.data.floats.add(site)
                 gridded.add(site)
         self.take_grids(gridded)
         graph.lint()

@@ -168,6 +168,6 @@ def _padding(module: QuantConv2d) -> tuple[int, int, int, int]:
 def _check_sums(layer: Layer) -> None:
     if layer.largest > INT32:
         raise ValueError(
-            f"{layer.name} needs sums up to {layer.largest:.3g} with its bias, more than an int32 holds; its BatchNorm has "
-            "an extreme gain or offset: recalibrate it"
+            f"{layer.name} needs sums up to {layer.largest:.3g} with its bias, more than an int32 holds; its BatchNorm "
+            "has an extreme gain or offset: recalibrate it"
         )

@@ -40,6 +40,7 @@ OPSET = 21
 OPSET_INT2 = 25
 INTEGERS = {32: np.int32, 8: np.int8}
 PACKED = {4: TensorProto.INT4, 2: TensorProto.INT2}
+CONVERSIONS = ("QuantizeLinear", "DequantizeLinear", "Clip")
 FAR = np.iinfo(np.int64).max
 
 
@@ -112,8 +113,9 @@ class _Writer:
 
     # -- parts ---------------------------------------------------------------------------------------------------------
     def node(self, kind: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
-        """Add a node with one output, named after it; returns the output."""
-        self.nodes.append(helper.make_node(kind, list(inputs), [output], name=output, **attributes))
+        """Add a node with one output; returns the output. What computes is named after it, the rest needs no name."""
+        name = "" if kind in CONVERSIONS else output
+        self.nodes.append(helper.make_node(kind, list(inputs), [output], name=name, **attributes))
         return output
 
     def constant(self, name: str, value: Any, dtype: Any) -> str:

@@ -48,9 +48,9 @@ class Add(Op):
         zeros = ratios * torch.tensor([float(a.zero), float(b.zero)])
         constant = float(torch.tensor(float(self.grid.zero)) - (zeros[0] + zeros[1]))
         # In float64 code x ratio is exact, so that each step rounds once, as a fused multiply-add does.
-        right = (inputs[1].double() * float(ratios[1]) + constant).float()
-        total = (inputs[0].double() * float(ratios[0]) + right.double()).float()
-        return self.grid.clamp(torch.round(total))
+        right = inputs[1].double().mul_(float(ratios[1])).add_(constant).float()
+        total = inputs[0].double().mul_(float(ratios[0])).add_(right).float()
+        return self.grid.clamp(total.round_())
 
 
 class Concat(Op):

@@ -102,7 +102,7 @@ class Profile:
 
     def _model(self, deployed: Deployed, containers: Sequence[int]) -> onnx.ModelProto:
         numbers = {"layers": layers(deployed, containers), "costs": costs(deployed)}
-        metadata = {f"elastibit.{name}": json.dumps(value) for name, value in numbers.items()}
+        metadata = {f"elastibit.{name}": json.dumps(value, separators=(",", ":")) for name, value in numbers.items()}
         return write(deployed, containers, metadata | {"elastibit.profile": self.name})
 
 

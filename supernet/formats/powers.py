@@ -35,7 +35,7 @@ class PowersOfTwo:
             raise ValueError(f"PowersOfTwo takes 2 to 4 bits, got {self.bits}; use Integer for wider grids")
 
     def levels(self, symmetric: bool) -> tuple[float, ...]:
-        """Ascending levels, the same whether `symmetric` or not: a zero-point would undo the shifts, and none is offered."""
+        """Ascending levels, the same whether `symmetric` or not: no zero-point is offered, it would undo the shifts."""
         powers = [2.0**k for k in range(2 ** (self.bits - 1) - 1)]
         return (*(-p for p in reversed(powers)), 0.0, *powers)
 

@@ -92,10 +92,10 @@ class CostFirst:
         """
         rows = self._tilt.draw(targets, rng)
         cost = self.factors.value(rows)
-        for i in np.flatnonzero((cost > targets) | (cost < targets * (1 - self.tolerance))):
-            limits, kinds = {self.kind: float(targets[i])}, {self.kind: self.factors}
-            rows[i : i + 1] = repair(self.space, rows[i : i + 1], limits, kinds, rng)
-            rows[i : i + 1] = fill(self.space, rows[i : i + 1], limits, kinds, rng)
+        miss = np.flatnonzero((cost > targets) | (cost < targets * (1 - self.tolerance)))
+        limits: dict[str, Any] = {self.kind: targets[miss]}  # one limit for each row
+        kinds = {self.kind: self.factors}
+        rows[miss] = fill(self.space, repair(self.space, rows[miss], limits, kinds, rng), limits, kinds, rng)
         return rows
 
     @property

@@ -120,7 +120,13 @@ def card(passed: bool, accuracy: float = 0.9111) -> dict[str, Any]:
         "images": 450,
         "bytes": {"file": 12_500, "float": 50_000},
     }
-    return {"profile": "int8", "verification": proof, "measured": {"latency": {"file_ms": 0.25, "float_ms": 1.0}}}
+    about = {"budget": "w9a9"}
+    return {
+        "profile": "int8",
+        "about": about,
+        "verification": proof,
+        "measured": {"latency": {"file_ms": 0.25, "float_ms": 1.0}},
+    }
 
 
 def judged(points: int = 6) -> dict[str, Any]:
@@ -132,6 +138,7 @@ def judged(points: int = 6) -> dict[str, Any]:
         "within_2_std": 0.97,
         "window": 0.05,
         "cost": "bitops",
+        "pairs_equal_cost": 9,
         "pairs": points,
         "learned_from": 24,
     }
@@ -192,10 +199,12 @@ class TestReport:
         good, bad = (s["id"] for s in json.loads((searched / "front.json").read_text())["subnets"])
         write_json(searched / "export" / good / "card.json", card(True))
         write_json(searched / "export" / bad / "failed.json", card(False, 0.8))
+        write_json(searched / "export" / "0123456789" / "card.json", card(True))
         path = write_report(searched, searched / "report.html")
         said = words(path)
         assert "w2a2 int8 computes the same 91.11% of 450 99.88% 12.5 kB 25% 0.25 ms 25%" in said
         assert "w4a4 int8 differs 80.00% of 450" in said
+        assert "w9a9, of an earlier search int8" in said
         assert "accuracy: 80.00 % in the file, 91.00 % deployed" in said
         assert path.read_text().count('<td class="bad">differs</td>') == 1
 
@@ -249,12 +258,11 @@ class TestFigures:
     def test_a_layer_that_does_not_run_is_an_empty_field(self) -> None:
         layer = {"name": "a", "weight_bits": 3, "input_bits": 4}
         other = {"name": "b", "weight_bits": 5, "input_bits": 6}
-        weights, inputs = figures.layer_bits(
-            [{"label": "x", "layers": [layer, other]}, {"label": "y", "layers": [other]}]
-        ).data
-        assert [list(row) for row in weights.z] == [[3, 5], [None, 5]]
-        assert [list(row) for row in inputs.z] == [[4, 6], [None, 6]]
-        assert list(weights.x) == ["a", "b"] and list(weights.y) == ["x", "y"]
+        subnets = [{"label": "x", "layers": [layer, other]}, {"label": "y", "layers": [other]}]
+        weights, inputs = figures.layer_bits(subnets, ["b", "a"]).data
+        assert [list(row) for row in weights.z] == [[5, 3], [5, None]]
+        assert [list(row) for row in inputs.z] == [[6, 4], [6, None]]
+        assert list(weights.x) == ["b", "a"] and list(weights.y) == ["x", "y"]
 
 
 class TestPage:

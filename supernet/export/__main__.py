@@ -1,0 +1,169 @@
+"""Door `export`: the subnets of a search, each written as a file, proved and described."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from supernet.desk import desk
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+    from torch import nn
+
+    from supernet.run import Run
+
+Record = Mapping[str, Any]
+
+
+def main(cfg: DictConfig) -> None:
+    """Export as `cfg` (conf/export.yaml) says, each subnet into `export/<id>/`.
+
+    Raises:
+        VerificationError: some file does not compute what its subnet does; the others are written all the same.
+    """
+    import torch
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf
+
+    from supernet.artefacts import VerificationError, progress
+    from supernet.config import build
+    from supernet.export.bundle import export
+    from supernet.run import load
+
+    out = Path(HydraConfig.get().runtime.output_dir)
+    if cfg.threads:
+        torch.set_num_threads(int(cfg.threads))
+    profile = OmegaConf.to_container(cfg.profile, resolve=True)
+    run = load(cfg.run, trusted=tuple(cfg.trust))
+    assert run.task is not None  # a run without one is refused by load
+    exporter = build(profile, trusted=tuple(cfg.trust))
+    wanted = chosen(run, str(cfg.subnet))
+    cards, failures = [], []
+    with progress("export", len(wanted)) as bar:
+        for record in wanted:
+            subnet, about = materialised(run, record), described(run, record)
+            folder, batches = out / "export" / str(about["id"]), run.task.test(cfg.images)
+            try:
+                cards.append(export(subnet, run.net.example, folder, exporter, batches, meta=about, seed=int(cfg.seed)))
+            except VerificationError as error:
+                failures.append(f"{about['name']}: {error}")
+            bar.advance(note=str(about["name"]))
+    show(cards)
+    if failures:
+        raise VerificationError("\n".join(failures))
+    print(f"exported: {out / 'export'}")
+
+
+def chosen(run: Run, name: str) -> list[Record]:
+    """The records of the subnets that `name` names, each once.
+
+    Args:
+        run: the run.
+        name: `all` of front.json, the label of a budget there, an id, or a JSON file with `indices`.
+
+    Raises:
+        FileNotFoundError: nothing was searched yet.
+        ValueError: no such subnet, or a record of another space.
+    """
+    from supernet.artefacts import read_json
+
+    path, front = Path(name), run.path / "front.json"
+    if path.suffix == ".json" and path.is_file():
+        records = [{"file": path} | read_json(path)]
+    elif not front.is_file():
+        raise FileNotFoundError(
+            f"no front at {front}; make one with `elastibit search run={run.path} budget.bitops=w4a4`"
+        )
+    else:
+        found = read_json(front)
+        space = {"fingerprint": found.get("fingerprint")}
+        every = [space | record for record in found["subnets"]]
+        records = [record for record in every if name in ("all", str(record["label"]), record["id"])]
+        if not records:
+            known = ", ".join(dict.fromkeys(f"{record['label']} ({record['id']})" for record in every))
+            raise ValueError(f"no subnet {name!r}; subnet=all, a file, or one of {known}")
+    for record in records:
+        if record.get("fingerprint", run.net.fingerprint) != run.net.fingerprint or "indices" not in record:
+            raise ValueError(
+                f"{record.get('file', front)} is of space {record.get('fingerprint')}, this run of "
+                f"{run.net.fingerprint}; search again in this run"
+            )
+    return list({tuple(record["indices"]): record for record in reversed(records)}.values())[::-1]
+
+
+def materialised(run: Run, record: Record) -> nn.Module:
+    """The subnet with the BatchNorm statistics stored beside its record, else with those of the recalibration images.
+
+    Raises:
+        ValueError: the stored statistics are of another subnet.
+    """
+    from supernet.artefacts import load_tensors
+    from supernet.calibration.batchnorm import norms, recalibrate
+
+    config = run.net.space.config(record["indices"])
+    subnet = run.net.materialise(config).eval()
+    beside = Path(record["file"]) if "file" in record else run.path / "subnets" / config.id
+    path = beside.with_name(f"{beside.stem}.safetensors")
+    if not path.is_file():
+        assert run.task is not None
+        recalibrate(subnet, run.task.recalibrate())
+        return subnet
+    tensors, origin = load_tensors(path)
+    paths = {id(module): name for name, module in subnet.named_modules()}
+    needed = {f"{paths[id(norm)]}.{name}" for norm in norms(subnet) for name, _ in norm.named_buffers(recurse=False)}
+    if origin.get("fingerprint") != run.net.fingerprint or set(tensors) != needed:
+        raise ValueError(
+            f"{path} does not hold the BatchNorm statistics of subnet {config.id}; search again in this run"
+        )
+    subnet.load_state_dict(tensors, strict=False)
+    return subnet
+
+
+def described(run: Run, record: Record) -> dict[str, Any]:
+    """What the card says of model, data and subnet."""
+    assert run.task is not None
+    config = run.net.space.config(record["indices"])
+    backbone, data = run.config.get("backbone", {}), run.task.describe()
+    label = record.get("label") or ", ".join(record.get("labels", [])) or "file"
+    model = str(backbone.get("_target_", "")).rpartition(".")[2]
+    return {
+        "name": f"{data['name']} {label} ({config.id})",
+        "id": config.id,
+        "budget": label,
+        "model": f"{model} {backbone.get('name') or backbone.get('depth') or backbone.get('factory') or ''}".strip(),
+        "trained epochs": run.trained,
+        "data": data["name"],
+        "accuracy on select": record.get("measured"),
+        "space": run.net.fingerprint,
+        "indices": list(config.row),
+        "backbone": backbone,
+        "task": data,
+        "searched": {key: record[key] for key in ("budget", "predicted", "costs") if key in record},
+    }
+
+
+def show(cards: list[dict[str, Any]]) -> None:
+    """Print a row for each file."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from supernet.config import si
+
+    table = Table(title="exported, measured on test", title_justify="left")
+    for heading in ("budget", "id", "subnet", "file", "same label", "size", "float", "ms", "float"):
+        table.add_column(heading, justify="left" if heading in ("budget", "id") else "right", no_wrap=True)
+    for card in cards:
+        proof, time = card["verification"], card["measured"]["latency"]
+        accuracy = [f"{proof['accuracy'][who]:.2%}" for who in ("subnet", "file")]
+        sizes = [si(proof["bytes"][which], "B", 3) for which in ("file", "float")]
+        times = [f"{time[which]:.3g}" for which in ("file_ms", "float_ms")]
+        about = card["about"]
+        table.add_row(about["budget"], about["id"], *accuracy, f"{proof['agreement']:.2%}", *sizes, *times)
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(desk("export", main))
