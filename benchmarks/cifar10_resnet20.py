@@ -54,7 +54,8 @@ def stages(options: argparse.Namespace, run: Path, images: Path) -> dict[str, fl
         seconds["train"] = door("train", *fresh, seed, f"run={run}")
     elif read_json(run / "space.json")["epochs"] < options.epochs:
         seconds["train"] = door("train", f"run={run}", "resume=true")
-    seconds["predict"] = door("predict", f"run={run}", f"n={options.pairs}", seed, *MEASURED_ON["predict"])
+    if not (run / "predictor.json").exists():
+        seconds["predict"] = door("predict", f"run={run}", f"n={options.pairs}", seed, *MEASURED_ON["predict"])
     if not (run / "front.json").exists():
         budgets = f"budget.bitops=[{','.join(BUDGETS)}]"
         seconds["search"] = door("search", f"run={run}", budgets, seed, *MEASURED_ON["search"])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,21 +55,24 @@ def main(cfg: DictConfig) -> None:
         select_images=cfg.select_images,
         sampler=build(settings["sampler"], trusted=trusted, space=net.space, costs=net.costs),
     )
-
-    predictor = build(settings["predictor"] | {"_partial_": True}, trusted=trusted)
-
-    def fitted(some: Pairs) -> Any:
-        made = predictor(space=net.space, costs=net.costs, sensitivity=sensitivity, rng=np.random.default_rng(seed))
-        made.fit(some.indices, some.scores)
-        return made
-
+    make = build(settings["predictor"] | {"_partial_": True}, trusted=trusted)
+    make = functools.partial(make, space=net.space, costs=net.costs, sensitivity=sensitivity)
     learned, held = pairs.split(np.random.default_rng(seed), float(cfg.held_out))
-    judged = fitted(learned)
+    judged = fitted(make, learned, seed)
     figures = report(judged, held, net.space)
     figures |= {"learned_from": len(learned), "points": points(judged, held), "weights": weights_digest(net)}
-    save_predictor(fitted(pairs), out, figures | {"provenance": provenance(seed)})
+    save_predictor(fitted(make, pairs, seed), out, figures | {"provenance": provenance(seed)})
     show(figures)
     print(f"learned: {out / 'predictor.safetensors'}")
+
+
+def fitted(make: Callable[..., Any], pairs: Pairs, seed: int) -> Any:
+    """What `make` makes, after it has learned from `pairs`."""
+    import numpy as np
+
+    predictor = make(rng=np.random.default_rng(seed))
+    predictor.fit(pairs.indices, pairs.scores)
+    return predictor
 
 
 def points(predictor: Predictor, pairs: Pairs) -> list[dict[str, float]]:

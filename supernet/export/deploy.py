@@ -199,7 +199,7 @@ class _Plan:
                 for op in self._operators(node, names, grids):
                     grids[op.name] = grids[op.inputs[0]] if isinstance(op, Move) else op.grid
                     ops.append(op)
-        return Deployed(ops, names[inputs[0]], names[output], example, folded, (shape(output) or (1,))[-1])
+        return Deployed(ops, names[inputs[0]], names[output], example, folded, (shape(output) or ())[1:])
 
     def _operators(self, node: fx.Node, names: dict[fx.Node, str], grids: dict[str, Grid | None]) -> list[Op]:
         fused, module, name = self.fused.get(node, _Fused()), self.module(node), names[node]

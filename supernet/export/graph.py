@@ -143,14 +143,16 @@ class Deployed(nn.Module):
         result: name of the output tensor.
         example: one input [1, ...].
         folded: how many BatchNorms went into layers.
-        classes: size of the last axis of the output.
+        shape: of the output, without the batch.
     """
 
-    def __init__(self, ops: Sequence[Op], source: str, result: str, example: Tensor, folded: int, classes: int) -> None:
+    def __init__(
+        self, ops: Sequence[Op], source: str, result: str, example: Tensor, folded: int, shape: tuple[int, ...]
+    ) -> None:
         super().__init__()
         self.ops = nn.ModuleList(ops)
         self.source, self.result, self.example = source, result, example
-        self.folded, self.classes = folded, classes
+        self.folded, self.shape = folded, shape
         self.grids: dict[str, Grid | None] = {source: None}
         for op in ops:
             if isinstance(op, Move):

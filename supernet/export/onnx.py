@@ -214,7 +214,7 @@ class _Writer:
             emit(op, self)
         output = self._output()
         image = helper.make_tensor_value_info(deployed.source, TensorProto.FLOAT, ["n", *deployed.example.shape[1:]])
-        logits = helper.make_tensor_value_info(output, TensorProto.FLOAT, ["n", deployed.classes])
+        logits = helper.make_tensor_value_info(output, TensorProto.FLOAT, ["n", *deployed.shape])
         graph = helper.make_graph(self.nodes, "elastibit", [image], [logits], list(self.initializers.values()))
         opsets = [helper.make_opsetid("", self.opset)]
         made = helper.make_model(

@@ -50,6 +50,9 @@ def _reduced(
     return grad_v, grad_scale.sum_to_size(scale.shape), grad_zero.sum_to_size(scale.shape)
 
 
+VARIANTS = 64
+
+
 class _Functions:
     """The two functions in use: plain ones, or compiled by `compile_quantizers`."""
 
@@ -62,6 +65,8 @@ def compile_quantizers(on: bool = True) -> None:
 
     The rest of the network stays eager, so depth and any other Python choice cost no recompilation.
     """
+    if on:  # ranks, broadcast scales and gradient modes make more variants than the default 8, after which eager runs
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VARIANTS)
     _Functions.forward = staticmethod(torch.compile(forward, dynamic=True) if on else forward)
     _Functions.backward = staticmethod(torch.compile(_reduced, dynamic=True) if on else _reduced)
 

@@ -17,6 +17,8 @@ from supernet.cost import Costs, Factors, fill, repair
 from supernet.space import Indices, SearchSpace, magnitude
 
 Table = NDArray[np.float64]
+NEAR = 0.05
+"""How far below its target, relative, a row with ties may stay before it is filled."""
 FAST, SLOW = 0.1, 0.02
 """Weights of a new loss in the two moving averages of each bin; their difference measures how fast the loss falls."""
 
@@ -28,15 +30,14 @@ class CostFirst:
     exp(-lambda c_l(k)), where u is uniform over bits and, given the bits, over forms. lambda is solved for each draw:
     the same random numbers are turned into choices at each trial lambda (inverse distribution function, choices
     ordered by cost, so the drawn cost falls with lambda), until the drawn cost is the largest that does not exceed
-    the target. Targets above the uniform mean get a negative lambda. What is then still outside [(1 - tolerance)
-    target, target] - ties, few coarse layers - is repaired and filled.
+    the target; what it leaves is spent by raising random layers. Targets above the uniform mean get a negative lambda.
+    Where a gene is tied across layers, or no drawn architecture can be so cheap, repair and fill bring the row there.
 
     Args:
         space: what to draw from; a view is honoured (between tied genes of different layers the tilting is
             approximate).
         costs: the space's costs.
         kind: which cost.
-        tolerance: width of the accepted range below the target, relative, in (0, 1).
         bins: number of bins of log cost, at least 1.
         adapt: shift the distribution over bins by what `tell` says (ShiftNAS, section 3.3, with two moving averages
             of the loss of each bin in place of a second copy of the weights); False: stay uniform.
@@ -54,7 +55,6 @@ class CostFirst:
         space: SearchSpace,
         costs: Costs,
         kind: str = "bitops",
-        tolerance: float = 0.05,
         bins: int = 8,
         adapt: bool = False,
         feedback: Literal["train_loss", "select_loss"] = "train_loss",
@@ -63,14 +63,13 @@ class CostFirst:
     ) -> None:
         if kind not in costs.kinds:
             raise ValueError(f"unknown cost {kind!r}; choose one of {', '.join(costs.kinds)}")
-        if not (0 < tolerance < 1 and bins >= 1 and 0 <= floor <= 1 and every >= 1):
+        if not (bins >= 1 and 0 <= floor <= 1 and every >= 1):
             raise ValueError(
-                f"tolerance lies in (0, 1), bins and every are at least 1, floor lies in [0, 1]; "
-                f"got tolerance={tolerance}, bins={bins}, every={every}, floor={floor}"
+                f"bins and every are at least 1, floor lies in [0, 1]; got bins={bins}, every={every}, floor={floor}"
             )
         if feedback not in ("train_loss", "select_loss"):
             raise ValueError(f"feedback is train_loss or select_loss, got {feedback!r}")
-        self.space, self.factors, self.tolerance = space, costs.kinds[kind], tolerance
+        self.space, self.factors = space, costs.kinds[kind]
         self.kind, self.adapt, self.floor = kind, adapt, floor
         self.feedback: Literal["none", "train_loss", "select_loss"] = feedback if adapt else "none"
         self.every = every
@@ -86,16 +85,17 @@ class CostFirst:
         return self.at(np.exp(low + (high - low) * rng.random(n)), rng)
 
     def at(self, targets: Table, rng: np.random.Generator) -> Indices:
-        """[n, d] rows, one for each cost target [n], that cost at most the target and at least (1 - tolerance) of it.
+        """[n, d] rows, one for each cost target [n], that cost at most the target and nearly as much.
 
         Where the space has no such subnet, one near below; below everything reachable, the smallest.
         """
         rows = self._tilt.draw(targets, rng)
         cost = self.factors.value(rows)
-        miss = np.flatnonzero((cost > targets) | (cost < targets * (1 - self.tolerance)))
-        limits: dict[str, Any] = {self.kind: targets[miss]}  # one limit for each row
-        kinds = {self.kind: self.factors}
-        rows[miss] = fill(self.space, repair(self.space, rows[miss], limits, kinds, rng), limits, kinds, rng)
+        outside = (cost > targets) | (bool(self.space.ties) & (cost < targets * (1 - NEAR)))
+        for i in np.flatnonzero(outside):
+            limits, kinds = {self.kind: float(targets[i])}, {self.kind: self.factors}
+            rows[i : i + 1] = repair(self.space, rows[i : i + 1], limits, kinds, rng)
+            rows[i : i + 1] = fill(self.space, rows[i : i + 1], limits, kinds, rng)
         return rows
 
     @property
@@ -208,6 +208,10 @@ class Tilt:
         self.blocks = [Block(space, genes, terms) for genes, terms in grouped.items()]
         widest = max((len(b.mass) for b in self.blocks), default=1)
         self.mass = np.stack([np.pad(b.mass, (0, widest - len(b.mass))) for b in self.blocks])
+        self.up = np.tile(np.arange(widest), (len(self.blocks), 1))  # next admissible level
+        for b, mass in enumerate(self.mass):
+            good = np.flatnonzero(mass)
+            self.up[b, good[:-1]] = good[1:]
         self.elastic = any(not d.quantizes and space.admissible[i].sum() > 1 for i, d in enumerate(space.dimensions))
 
     def costs(self, indices: Indices) -> Table:
@@ -224,7 +228,7 @@ class Tilt:
         rows = self.architectures(targets, rng)
         costs = self.costs(rows)
         u = rng.random(costs.shape[:2])
-        level = self.solve(costs, targets, u)
+        level = self.spend(costs, self.solve(costs, targets, u), targets, rng)
         for b, block in enumerate(self.blocks):
             drawn = block.choices(level[:, b], rng.random(len(rows)))
             for gene, choice in zip(block.genes, drawn, strict=True):
@@ -261,6 +265,20 @@ class Tilt:
             best[fits] = level[fits]
             low, high = np.where(fits, low, middle), np.where(fits, middle, high)
         return best
+
+    def spend(
+        self, costs: Table, level: NDArray[np.int64], targets: Table, rng: np.random.Generator, sweeps: int = 2
+    ) -> NDArray[np.int64]:
+        """[n, blocks] levels raised one by one, blocks in random order, where the target leaves room."""
+        n = np.arange(len(level))
+        drawn = np.take_along_axis(costs, level[..., None], axis=2)[..., 0]
+        for turn in np.tile(rng.permuted(np.tile(np.arange(level.shape[1]), (len(level), 1)), axis=1), sweeps).T:
+            higher = self.up[turn, level[n, turn]]
+            dearer = costs[n, turn, higher]
+            fits = drawn.sum(1) - drawn[n, turn] + dearer <= targets
+            level[n, turn] = np.where(fits, higher, level[n, turn])
+            drawn[n, turn] = np.where(fits, dearer, drawn[n, turn])
+        return level
 
     @staticmethod
     def _drawn(costs: Table, log_mass: Table, unit: Table, t: Table, u: Table) -> NDArray[np.int64]:

@@ -128,6 +128,11 @@ class SupernetModule(pl.LightningModule):
         """Number of processes."""
         return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
+    def setup(self, stage: str) -> None:
+        """A network that was evaluated before is trained; parts set to evaluation one by one stay so."""
+        if not self.net.training:
+            self.net.train()
+
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """Weights: torch's SGD or AdamW. Scales and zero-points: LazyAdam."""
         quantizers = [m for m in self.net.modules() if isinstance(m, Quantizer)]

@@ -40,9 +40,18 @@ class TestSettings:
         refused(call(verb, f"run={tmp_path / 'a'}", "sede=3"), "sede", "did you mean seed", f"elastibit {verb} --help")
         assert not (tmp_path / "a").exists()
 
-    @pytest.mark.parametrize("verb", ["predict", "search", "export", "report"])
     @pytest.mark.parametrize(
-        "word", ["task=digits", "backbone=timm", "backbone.depth=20", "task.batch_size=4", "epochs=3"]
+        ("verb", "word"),
+        [
+            *(
+                (verb, word)
+                for verb in ("predict", "search", "export", "report")
+                for word in ("task=digits", "backbone=timm")
+            ),
+            ("search", "backbone.depth=20"),
+            ("search", "task.batch_size=4"),
+            ("predict", "epochs=3"),
+        ],
     )
     def test_what_training_fixed(self, verb: str, word: str, run: Path, call: Call) -> None:
         before = files(run)

@@ -44,7 +44,7 @@ def test_it_composes_and_its_settings_hold(name: str) -> None:
 @pytest.mark.parametrize("name", [n for n in NAMES if composed(n)["task"]["name"] == "digits"])
 def test_it_takes_one_batch(name: str, tmp_path: Path, call: Callable[..., Any]) -> None:
     run = tmp_path / name
-    words = [f"experiment={name}", "epochs=1", "trainer={limit_train_batches: 1}", "validation_images=64", "threads=1"]
+    words = [f"experiment={name}", "epochs=1", "+trainer.limit_train_batches=1", "validation_images=64", "threads=1"]
     answer = call("train", *words, "calibration_images=64", f"run={run}")
     assert answer.code == 0, answer.err
     rows = list(csv.DictReader((run / "metrics.csv").read_text().splitlines()))

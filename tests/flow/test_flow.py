@@ -19,6 +19,7 @@ from predictors.pairs import measure
 from search.front import load_front
 from supernet.calibration.batchnorm import recalibrate
 
+DOORS = ("train", "predict", "search", "export", "report")
 Call = Callable[..., Any]
 Flow = tuple[Path, dict[str, Any]]
 Small = dict[str, list[str]]
@@ -179,6 +180,29 @@ class TestShortPath:
         assert not (run / "pairs.jsonl").exists()
         assert call("report", f"run={run}").code == 0
         assert "The supernet was calibrated and not trained." in (run / "report.html").read_text()
+
+
+class TestDemo:
+    def test_it_goes_the_whole_way_and_replaces_an_earlier_one(self, tmp_path: Path, small: Small, call: Call) -> None:
+        run = tmp_path / "demo, the second"
+        old = run / "export" / "0123456789" / "card.json"
+        old.parent.mkdir(parents=True)
+        for file in (old, run / "demo.json", run / "pairs.jsonl"):
+            file.write_text("{}")
+
+        def listed(verb: str, *words: str) -> str:
+            own = [word for word in [*small[verb], *words] if not word.startswith("threads=")]
+            return f"{verb}=[{','.join(repr(word) for word in own)}]"
+
+        search = listed("search", "budget.bitops=[w4a2,w4a4]", "candidates=1")
+        stages = [listed("train", "epochs=1"), listed("predict", "n=10"), search]
+        answer = call("demo", f"run='{run}'", *stages, "threads=1", "seed=3")
+        assert answer.code == 0, answer.err
+        assert [line.split()[2] for line in answer.out.splitlines() if line.startswith("[")] == list(DOORS)
+        assert not old.exists()
+        assert len(list((run / "export").iterdir())) == len({s["id"] for s in read(run / "front.json")["subnets"]})
+        assert read(run / "space.json")["provenance"]["seed"] == read(run / "front.json")["provenance"]["seed"] == 3
+        assert str(run / "report.html") in answer.out.splitlines()[-1] and (run / "report.html").is_file()
 
 
 class TestSweep:

@@ -68,7 +68,7 @@ class TestDeployed:
         first, second, last = Quantize("a", ["x"]), Reshape("b", ["a"], (4,)), Add("c", ["b", "b"])
         first.grid = last.grid = grid
         relu = Pointwise("d", ["c"], "relu")
-        return Deployed([first, second, last, relu], "x", "d", torch.zeros(1, 2, 2), 0, 4)
+        return Deployed([first, second, last, relu], "x", "d", torch.zeros(1, 2, 2), 0, (4,))
 
     def test_a_move_keeps_the_grid(self, net):
         assert net.grids["b"] == net.grids["a"] and net.grids["d"] is None and net.grids["x"] is None
@@ -84,5 +84,5 @@ class TestDeployed:
         assert torch.equal(kept["d"], net(x)) and kept["b"].shape == (3, 4)
 
     def test_a_network_may_end_in_codes(self, net):
-        ends = Deployed(list(net.ops)[:2], "x", "b", torch.zeros(1, 2, 2), 0, 4)
+        ends = Deployed(list(net.ops)[:2], "x", "b", torch.zeros(1, 2, 2), 0, (4,))
         assert torch.allclose(ends(torch.full((1, 2, 2), 0.26)), torch.full((1, 4), 0.3))

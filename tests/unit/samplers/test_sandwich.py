@@ -41,7 +41,7 @@ def test_the_lowest_draws_its_architecture_unless_told_otherwise(chain, rng):
 
 def test_the_middle_comes_from_the_inner_sampler(chain):
     space, costs = chain
-    inner = partial(CostFirst, kind="bytes", tolerance=0.02)
+    inner = partial(CostFirst, kind="bytes")
     sampler = Sandwich(space, costs, inner=inner)
     assert sampler.inner.kind == "bytes"
     assert np.array_equal(

@@ -102,7 +102,7 @@ def test_twenty_layers_with_depth_take_under_a_second(chain, rng):
             terms.append(gated(space, layer, (gene,), rng.lognormal() * noise))
     program = Program(space, Factors(tuple(terms)), {kind: costs.kinds[kind] for kind in ("bitops", "bytes")})
     assert sum(len(b.choices) for b in program.blocks) < 2_000
-    start = time.perf_counter()
+    start = time.process_time()
     row = program.solve({"bitops": costs.limit("bitops", "w3a3"), "bytes": costs.limit("bytes", "w4a4")})
-    assert time.perf_counter() - start < 1.0
+    assert time.process_time() - start < 1.0
     assert space.admits(row[None]).all()
