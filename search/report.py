@@ -47,10 +47,11 @@ def write_report(run: Path | str, path: Path | str, title: str | None = None) ->
 
     files = read(Path(run))
     name = title or files.path.resolve().name
-    task = files.config.get("task", {}).get("name", "a task of your own")
+    task = files.config.get("task")
+    data = task["name"] if isinstance(task, dict) and "name" in task else "a task of your own"
     epochs = files.space["epochs"]
     trained = f"trained for {epochs} epoch{'' if epochs == 1 else 's'}" if epochs else "calibrated, not trained"
-    subtitle = f"elastibit report: {task}, {trained}"
+    subtitle = f"elastibit report: {data}, {trained}"
     sections = [
         ("front", "What was found", found_section(files)),
         ("bits", "Bits of every layer", bits_section(files)),

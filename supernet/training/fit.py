@@ -142,6 +142,7 @@ def _quiet() -> Iterator[None]:
             warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
             warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\)")
             warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+            warnings.filterwarnings("ignore", message="The dirpath has changed from")  # the run was moved
             yield
     finally:
         log.setLevel(before)

@@ -36,15 +36,9 @@ class TestKernels:
         """Every convolution, sum and pooling runs on integers, also below 8 bits, behind slices and padding."""
         for _, _, net in subnets:
             _, kernels = session(write(net))
-            expected = {
-                "QLinearConv": Conv,
-                "QLinearAdd": Add,
-                "QLinearGlobalAveragePool": GlobalAverage,
-                "QGemm": Linear,
-            }
-            found = counts(kernels)
-            for kind, op in expected.items():
-                assert found[kind] == sum(isinstance(o, op) for o in net.operators()), kind
+            fused = {"QLinearConv": Conv, "QLinearAdd": Add, "QLinearGlobalAveragePool": GlobalAverage, "QGemm": Linear}
+            for kind, op in fused.items():
+                assert counts(kernels)[kind] == sum(isinstance(o, op) for o in net.operators()), kind
             assert not unfused(kernels)
 
     def test_it_is_the_reference_bit_for_bit(self, resnet, subnets):
@@ -57,11 +51,9 @@ class TestKernels:
         for _, _, net in subnets:
             model = write(net, (2, 4, 8))
             _, kernels = session(model)
-            narrow = [op for op in layers(net) if op.choice.bits <= 4 and isinstance(op, Conv)]
-            assert counts(kernels).get("QLinearConv", 0) == sum(isinstance(op, Conv) for op in layers(net)) - len(
-                narrow
-            )
-            assert len(unfused(kernels)) == len(narrow)
+            convs = [op for op in layers(net) if isinstance(op, Conv)]
+            narrow = sum(op.choice.bits <= 4 for op in convs)
+            assert counts(kernels)["QLinearConv"] == len(convs) - narrow and len(unfused(kernels)) == narrow
             assert {row["verdict"] for row in operators(model, net, x)} == {"ok"}
 
 
@@ -121,11 +113,10 @@ class TestContent:
 
     def test_versions_that_other_runtimes_know(self, subnets):
         _, _, net = subnets[2]  # w2a2
-        versions = {
-            c: (write(net, c).opset_import[0].version, write(net, c).ir_version) for c in ((8,), (4, 8), (2, 4, 8))
-        }
-        assert versions[(8,)] == versions[(4, 8)] == (21, 10)
-        assert versions[(2, 4, 8)][0] == 25, "two-bit integers came with opset 25"
+        files = [write(net, containers) for containers in ((8,), (4, 8), (2, 4, 8))]
+        versions = [(file.opset_import[0].version, file.ir_version) for file in files]
+        assert versions[:2] == [(21, 10)] * 2
+        assert versions[2][0] == 25, "two-bit integers came with opset 25"
 
     def test_metadata_is_kept(self, subnets):
         model = write(subnets[0][2], metadata={"elastibit.layers": json.dumps([1])})
@@ -135,7 +126,7 @@ class TestContent:
     def test_packing(self, bits):
         values = np.arange(-(2 ** (bits - 1)), 2 ** (bits - 1))
         raw = packed(values[:-1], bits)
-        assert raw == {2: b"\x0e".replace(b"\x0e", bytes([0b00_00_11_10])), 4: bytes.fromhex("98badcfe10325406")}[bits]
+        assert raw == {2: bytes([0b00_00_11_10]), 4: bytes.fromhex("98badcfe10325406")}[bits]
 
 
 class TestContainers:
@@ -150,15 +141,13 @@ class TestContainers:
         ("codes", "zero", "fine", "expected", "common"),
         [
             ([[-8, 7], [0, 3]], [0, -8], 4, [[-32, 28], [32, 44]], 0),
-            ([[-128, 100], [-100, 127]], [-28, 0], 1, [[-100, 128 - 1], [-100, 127]], 0),
+            ([[-128, 99], [-100, 127]], [-28, 0], 1, [[-100, 127], [-100, 127]], 0),
             ([[-128, 127], [-100, 127]], [-40, -40], 1, [[-128, 127], [-100, 127]], -40),
             ([[-128, 127], [-128, 127]], [-100, 100], 1, [[-128, 127], [-128, 127]], None),
         ],
         ids=["finer", "centred", "one zero-point", "one for each channel"],
     )
     def test_codes_in_int8(self, codes, zero, fine, expected, common):
-        if expected[0][1] == 127 and codes[0][1] == 100:
-            codes[0][1] = 99
         layer = self.layer(codes, zero, fine)
         held, zeros, factor = stored(layer)
         assert np.array_equal(held, expected)
@@ -203,7 +192,7 @@ class TestOtherNetworks:
         assert [row for row in rows if row["verdict"] != "ok"] == []
         kernels = {row["name"]: row["kernel"] for row in rows}
         assert kernels["stem"] == kernels["wide"] == "QLinearConv"
-        assert {row["kernel"] for row in rows} >= {"QLinearConcat", "QLinearGlobalAveragePool", "NhwcMaxPool"}
+        assert {row["kernel"] for row in rows} >= {"QLinearConcat", "QLinearGlobalAveragePool", "QLinearAveragePool"}
         assert np.abs(run(session(model)[0], {"x": x}) - net(x).numpy()).max() < 0.05 * float(net(x).abs().max())
 
     def test_linear_layers_only(self, awkward, deployed_of):
@@ -223,14 +212,11 @@ class TestOtherNetworks:
             assert counts(session(file)[1])["QGemm"] == 3
             assert same(file, net, x)
             assert (net(x).argmax(1) == subnet(x).argmax(1)).double().mean() > 0.9
-            assert same(write(net, (4, 8)), net, x) or {
-                r["verdict"] for r in operators(write(net, (4, 8)), net, x)
-            } == {"ok"}
+            assert {row["verdict"] for row in operators(write(net, (4, 8)), net, x)} == {"ok"}
 
     def test_per_tensor_weights_without_a_norm(self, deployed_of):
-        model = nn.Sequential(
-            nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3, bias=False), nn.Flatten(), nn.Linear(16, 2)
-        )
+        convs = [nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3, bias=False)]
+        model = nn.Sequential(*convs, nn.Flatten(), nn.Linear(16, 2))
         _, net, x = deployed_of(model, (3, 6, 6), granularities=[PerTensor()])
         file = write(net)
         assert counts(session(file)[1])["QLinearConv"] == 2 and same(file, net, x)

@@ -47,15 +47,15 @@ class Spots:
         return self.images[:1]
 
     def train(self, rng: np.random.Generator) -> Iterator[Batch]:
+        epoch, self.epoch = self.epoch, self.epoch + 1
         order = torch.from_numpy(rng.permutation(len(self.labels)))
         shifts = torch.from_numpy(rng.normal(size=(len(order), 1, 1, 1)).astype(np.float32))
         for k in range(self.steps_per_epoch()):
-            if (self.epoch, k) == self.fail_at:
+            if (epoch, k) == self.fail_at:
                 raise RuntimeError("killed")
             at = order[k * self.batch : (k + 1) * self.batch]
             images = self.images[at] + 0.1 * shifts[at]
-            yield images * (torch.nan if (self.epoch, k) == self.poison_at else 1), self.labels[at]
-        self.epoch += 1
+            yield images * (torch.nan if (epoch, k) == self.poison_at else 1), self.labels[at]
 
     def steps_per_epoch(self) -> int:
         return len(self.labels) // self.batch

@@ -12,10 +12,10 @@ from supernet.training.loggers import tensorboard_logger, wandb_logger
 
 def test_wandb_stays_on_disk_without_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    assert wandb_logger(tmp_path)._wandb_init["mode"] == "offline"  # type: ignore[attr-defined]
+    assert wandb_logger(tmp_path)._offline  # type: ignore[attr-defined]
     monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
-    assert wandb_logger(tmp_path)._wandb_init.get("mode") != "offline"  # type: ignore[attr-defined]
-    assert wandb_logger(tmp_path, offline=True)._wandb_init["mode"] == "offline"  # type: ignore[attr-defined]
+    assert not wandb_logger(tmp_path)._offline  # type: ignore[attr-defined]
+    assert wandb_logger(tmp_path, offline=True)._offline  # type: ignore[attr-defined]
 
 
 def test_other_words_for_offline_are_refused(tmp_path: Path) -> None:
