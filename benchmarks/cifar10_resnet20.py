@@ -66,14 +66,15 @@ def stages(options: argparse.Namespace, run: Path, images: Path) -> dict[str, fl
 
 def judged(run: Path) -> dict[str, Any]:
     """Accuracy on test of the float network, and of winner and controls at each budget, each subnet measured once."""
-    from predictors.pairs import measure, outcomes
+    from predictors.pairs import measure
 
     opened = eb.load(run)
     net, task = opened.net, opened.task
     recalibration, batches = list(task.recalibrate()), list(task.test())
-    with net.floating():
-        figures: dict[str, Any] = {"float": float(outcomes(net, batches).mean())}
-    figures["images"] = sum(len(y) for _, y in batches)
+    figures: dict[str, Any] = {
+        "float_weights": float_accuracy(opened.config, task),
+        "images": sum(len(y) for _, y in batches),
+    }
     known: dict[str, float] = {}
     rows = []
     for subnet in read_json(run / "front.json")["subnets"]:
@@ -83,9 +84,22 @@ def judged(run: Path) -> dict[str, Any]:
                 known[candidate["id"]] = measure(net, candidate["indices"], recalibration, batches)
             keep = {cost: candidate["costs"][cost] for cost in ("bitops", "bytes")} | {"select": candidate["measured"]}
             row[kind] = keep | {"id": candidate["id"], "test": known[candidate["id"]]}
-        row["export"] = read_json(run / "export" / subnet["id"] / "card.json")
+        card = read_json(run / "export" / subnet["id"] / "card.json")
+        row["export"] = {part: card[part] for part in ("profile", "file", "costs", "verification", "measured")}
         rows.append(row)
     return figures | {"rows": rows, "predictor": read_json(run / "predictor.json").get("report")}
+
+
+def float_accuracy(config: dict[str, Any], task: Any) -> float:
+    """Accuracy on test of the float network that training started from."""
+    import torch
+
+    from supernet.config import build
+
+    model = build(config["backbone"], n_classes=task.n_classes, in_channels=task.in_channels).eval()
+    with torch.no_grad():
+        right = [(model(images).argmax(1) == labels).float() for images, labels in task.test()]
+    return float(torch.cat(right).mean())
 
 
 def table(result: dict[str, Any]) -> str:
@@ -100,6 +114,13 @@ def table(result: dict[str, Any]) -> str:
             known = f"{100 * row[kind]['test']:.2f} % at {row[kind]['bitops'] / 1e9:.3f} G" if kind in row else "-"
             cells.append(known)
         lines.append("| " + " | ".join([*cells, exported(row["export"])]) + " |")
+    lines += [
+        "",
+        f"Accuracy on {result['images']} test images; the float network that training started from has "
+        f"{100 * result['float_weights']:.2f} %. {result['epochs']} epochs, {result['pairs']} pairs, "
+        f"seed {result['seed']}, {result['provenance']['measured']['cpu']}.",
+        "`python benchmarks/cifar10_resnet20.py --data DATA`; figures in benchmarks/results/cifar10_resnet20.json",
+    ]
     return "\n".join(lines)
 
 

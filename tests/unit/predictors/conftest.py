@@ -1,5 +1,6 @@
 """A real supernet and task, tiny; and spaces without a network."""
 
+import copy
 import itertools
 from types import SimpleNamespace
 
@@ -63,7 +64,7 @@ def task():
     return SimpleNamespace(recalibrate=lambda n=None: list(recalibrate[:n].split(48)), select=select)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_net():
     """Function (**options) -> SuperNet of the tiny network, not calibrated."""
 
@@ -74,11 +75,17 @@ def make_net():
     return make
 
 
-@pytest.fixture
-def net(make_net, task):
+@pytest.fixture(scope="session")
+def calibrated(make_net, task):
     net = make_net(bits=(2, 3, 4, 8))
     net.calibrate(task.recalibrate())
     return net.eval()
+
+
+@pytest.fixture
+def net(calibrated):
+    """A calibrated supernet of the tiny network, one's own."""
+    return copy.deepcopy(calibrated)
 
 
 WEIGHT = tuple(

@@ -227,12 +227,10 @@ class TestMishaps:
         with pytest.raises(ValueError, match=r"the loss became inf at step 0 \(the regulariser\)"):
             run(net, spots(), tmp_path, losses=GroupProgressive(distribution=Broken()))
 
-    @pytest.mark.parametrize("name", sorted(OURS))
-    def test_options_of_the_trainer_that_are_ours_are_refused(
-        self, net: SuperNet, spots: Any, tmp_path: Path, name: str
-    ) -> None:
-        with pytest.raises(ValueError, match=rf"trainer.{name} has no effect .*; use \S+"):
-            run(net, spots(), tmp_path, trainer={name: 1})
+    def test_options_of_the_trainer_that_are_ours_are_refused(self, net: SuperNet, spots: Any, tmp_path: Path) -> None:
+        for name in OURS:
+            with pytest.raises(ValueError, match=rf"trainer.{name} has no effect .*; use \S+"):
+                run(net, spots(), tmp_path, trainer={name: 1})
         assert not list(tmp_path.iterdir())
 
     @pytest.mark.parametrize(
