@@ -46,11 +46,13 @@ supernet.training.losses supernet.training.optimizers supernet.training.loggers
 supernet.run
 supernet.training.module
 supernet.training.fit
-supernet.export.graph
-supernet.export.lower
+supernet.export.graph supernet.export.runtime
+supernet.export.operators
+supernet.export.fold supernet.export.lower
 supernet.export.deploy
 supernet.export.onnx supernet.export.integer
 supernet.export.verify
+supernet.export.profile
 supernet.export.bundle
 predictors.pairs
 predictors

@@ -91,8 +91,8 @@ def narrowest(deployed: Deployed) -> int:
 def operators(model: onnx.ModelProto, deployed: Deployed, images: Float[Tensor, "n ..."]) -> list[dict[str, Any]]:
     """One row for each operator of the file, run alone on the reference's codes for `images`.
 
-    Where the reference's output is constant, equality would prove nothing; the operator gets random codes of its
-    input's grid instead, and the row says so (`constant`).
+    Where an input or the output of the reference is constant, equality would prove nothing; the operator gets random
+    codes of its inputs' grids instead, and the row says so (`constant`).
     """
     kept, parts = deployed.tensors(images), Parts(model)
     return [_operator(parts, deployed, op, kept) for op in deployed.operators()]
@@ -101,7 +101,7 @@ def operators(model: onnx.ModelProto, deployed: Deployed, images: Float[Tensor, 
 def _operator(parts: Parts, deployed: Deployed, op: Op, kept: Mapping[str, Tensor]) -> dict[str, Any]:
     inputs = {name: kept[name] for name in op.inputs}
     expected = kept[op.name]
-    constant = bool((expected == expected.flatten()[0]).all())
+    constant = any(bool((t == t.flatten()[0]).all()) for t in (*inputs.values(), expected))
     if constant:
         inputs = {name: _any(deployed, name, value) for name, value in inputs.items()}
         expected = op([inputs[n] for n in op.inputs], [deployed.grids[n] for n in op.inputs])

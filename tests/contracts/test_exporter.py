@@ -9,7 +9,6 @@ from torch import nn
 
 from supernet.config import build
 from supernet.elastic.supernet import SuperNet
-from supernet.interfaces import Exporter
 
 PROFILES = sorted((Path(__file__).parents[2] / "conf" / "profile").glob("*.yaml"))
 
@@ -37,9 +36,6 @@ def batches(x):
 
 
 class TestExporter:
-    def test_it_is_one(self, exporter):
-        assert isinstance(exporter, Exporter)
-
     def test_its_file_is_proved(self, exporter, subnet, tmp_path):
         model, x = subnet
         path = exporter.export(model, x[:1], tmp_path / "file")

@@ -72,6 +72,11 @@ def shake(model: nn.Module, seed: int = 0) -> nn.Module:
 def supernet(model: nn.Module, shape: tuple[int, ...], n: int = 32, **options: Any) -> tuple[SuperNet, Tensor]:
     """A calibrated supernet of a float model, and a batch of random inputs."""
     x = torch.randn(n, *shape, generator=torch.Generator().manual_seed(1))
+    last = [module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)][-1]
+    if last.bias is not None:  # so that random networks do not give one class to all images
+        with torch.no_grad():
+            logits = model.eval()(x)
+            last.bias -= logits.mean([d for d in range(logits.dim()) if d != 1])
     net = SuperNet(model, x[:1], **options).eval()
     net.calibrate([x])
     return net, x
