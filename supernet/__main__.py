@@ -23,8 +23,9 @@ def main(cfg: DictConfig) -> None:
     from supernet.training.fit import train
 
     out = Path(HydraConfig.get().runtime.output_dir)
-    settings = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(settings, dict)
+    composed = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(composed, dict)
+    settings = {str(key): value for key, value in composed.items()}
     if cfg.resume:
         settings = _stored(out, list(HydraConfig.get().overrides.task))
     elif (out / "supernet.safetensors").exists() and not cfg.overwrite:

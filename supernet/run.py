@@ -134,7 +134,7 @@ def _config(path: Path) -> dict[str, Any]:
 
     try:
         config = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-    except (YAMLError, OmegaConfBaseException) as error:
+    except (YAMLError, OmegaConfBaseException, OSError) as error:
         raise ValueError(
             f"{path} is not resolved YAML ({str(error).splitlines()[0]}); restore it from the run's origin"
         ) from error

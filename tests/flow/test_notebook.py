@@ -23,7 +23,6 @@ class TestNotebook:
         links = re.findall(r"\]\(([^)#:]+)\)", "\n".join(texts))
         assert links and all((path.parent / link).exists() for link in links)
 
-    @pytest.mark.slow
     def test_it_runs(self, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         from nbclient import NotebookClient
 

@@ -27,11 +27,7 @@ BACKBONE = {
     "min_depth": 1,
     "weights": "/nowhere/to/be/found.safetensors",
 }
-TASK = {
-    "_target_": "supernet.tasks.classification.Classification",
-    "source": {"_target_": "supernet.tasks.digits.Digits"},
-    "batch_size": 32,
-}
+TASK = OmegaConf.to_container(OmegaConf.load(Path(__file__).parents[2] / "conf" / "task" / "digits.yaml"))
 FACTORY = "supernet.backbones.python.from_factory"
 
 
@@ -177,7 +173,7 @@ class TestRefusals:
             load(folder, model=model)
 
     def test_a_run_without_configuration_needs_the_model(self, folder: Path) -> None:
-        with pytest.raises(ValueError, match="made from a module, not from a configuration; pass model="):
+        with pytest.raises(ValueError, match=r"made from a module, not from a configuration; pass model="):
             load(folder)
 
     def test_a_format_that_nobody_registers(self, folder: Path) -> None:
@@ -190,11 +186,11 @@ class TestRefusals:
 
 class TestHostileConfig:
     @pytest.mark.parametrize(
-        "text", ["a: [1", "- 1\n- 2\n", "x: ${nowhere}\n", "text\n"], ids=["cut", "list", "loose", "text"]
+        "text", ["a: [1", "- 1\n- 2\n", "x: ${nowhere}\n", "42\n"], ids=["cut", "list", "loose", "number"]
     )
     def test_what_is_no_configuration(self, folder: Path, text: str) -> None:
         (folder / "config.yaml").write_text(text)
-        with pytest.raises((ValueError, OSError), match=r"config.yaml|Invalid loaded object"):
+        with pytest.raises(ValueError, match=r"config.yaml .*; restore it"):
             load(folder, model=model)
 
     @pytest.mark.parametrize("group", ["task", "backbone"])
@@ -216,10 +212,8 @@ class TestHostileConfig:
     ) -> None:
         monkeypatch.chdir(folder)
         node = {"task": TASK, "backbone": BACKBONE}[group] | {"source" if group == "task" else "channels": [evil]}
-        if not nested and isinstance(evil, str):
-            pytest.skip("text alone is no node")
-        configured(folder, **{group: node if nested else evil})
-        with pytest.raises(ValueError, match="_target_|factory of its own|must be resolved"):
+        configured(folder, **{group: node if nested or isinstance(evil, str) else evil})
+        with pytest.raises(ValueError, match=r"_target_|factory of its own|must be resolved"):
             load(folder)
         assert not (folder / "pwned").exists()
 

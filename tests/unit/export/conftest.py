@@ -86,7 +86,7 @@ def deployed(
     model: nn.Module, shape: tuple[int, ...], bits: str = "w8a8", **options: Any
 ) -> tuple[nn.Module, Deployed, Tensor]:
     """A uniform subnet of a float model, its deployed form, and inputs."""
-    net, x = supernet(model.eval(), shape, **options)
+    net, x = supernet(model.eval(), shape, **{"bits": (4, 8)} | options)
     subnet = net.materialise(net.space.uniform(bits)).eval()
     return subnet, deploy(subnet, x), x
 

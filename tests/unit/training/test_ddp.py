@@ -46,7 +46,8 @@ out, processes = Path(sys.argv[1]), int(sys.argv[2])
 trainer = {{"accelerator": "cpu"}} | ({{"strategy": "ddp", "devices": processes}} if processes > 1 else {{}})
 poison = (1, 1) if "poison" in sys.argv else None
 train(net, Spots(poison_at=poison), out=out / "run", epochs=2, sampler=sampler, validation=("w4a4",),
-      validation_images=16, losses=GroupProgressive(distribution=WeightDistribution()), schedule=Schedule(lr=0.05, scale_lr=0.01),
+      validation_images=16, losses=GroupProgressive(distribution=WeightDistribution()),
+      schedule=Schedule(lr=0.05, scale_lr=0.01),
       trainer=trainer, seed=3)
 import os
 torch.save(net.state_dict(), out / f"rank{{os.environ.get('LOCAL_RANK', 0)}}.pt")
