@@ -14,7 +14,7 @@ import onnx
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from supernet.artefacts import write_bytes
+from supernet.artefacts import VerificationError, write_bytes
 from supernet.export.deploy import deploy
 from supernet.export.graph import Deployed
 from supernet.export.onnx import container, write, write_float
@@ -55,6 +55,7 @@ class Profile:
 
         Raises:
             ValueError: the subnet cannot be exported; says why.
+            VerificationError: the installed onnxruntime does not load the file.
         """
         write_bytes(path, self.loadable(deploy(model, example)).SerializeToString())
         return path
@@ -95,9 +96,9 @@ class Profile:
             try:
                 session(model)
                 return model
-            except Exception as error:  # onnxruntime's errors have no class of their own in common
+            except VerificationError:
                 if not any(container(layer, self.containers) == 2 for layer in layers_of(deployed)):
-                    raise ValueError(f"onnxruntime does not load the file: {error}") from error
+                    raise
         return self._model(deployed, [c for c in self.containers if c != 2])
 
     def _model(self, deployed: Deployed, containers: Sequence[int]) -> onnx.ModelProto:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 from torch import Tensor
+
+from supernet.artefacts import VerificationError
 
 INTEGER = (
     "QLinearConv",
@@ -52,6 +55,9 @@ def session(model: onnx.ModelProto, threads: int = 1) -> tuple[onnxruntime.Infer
 
     `session.qdq_matmulnbits_accuracy_level` is 0: by default onnxruntime quantizes the input of products with packed
     weights once more, unasked.
+
+    Raises:
+        VerificationError: onnxruntime does not load the model.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = threads
@@ -59,17 +65,35 @@ def session(model: onnx.ModelProto, threads: int = 1) -> tuple[onnxruntime.Infer
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
     with tempfile.TemporaryDirectory() as folder:
         options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
-        made = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        with _refusals():
+            made = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         optimized = onnx.load(options.optimized_model_filepath)
     return made, [(node.op_type, node.name) for node in optimized.graph.node]
 
 
 def run(made: onnxruntime.InferenceSession, inputs: Mapping[str, Tensor]) -> NDArray[np.float64]:
-    """The only output of a session, as float64; inputs are cast to the types that it asks for."""
+    """The only output of a session, as float64; inputs are cast to the types that it asks for.
+
+    Raises:
+        VerificationError: onnxruntime does not run the model.
+    """
     types = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8}
     feed = {i.name: inputs[i.name].cpu().numpy().astype(types[i.type]) for i in made.get_inputs()}
-    output: NDArray[np.float64] = made.run(None, feed)[0].astype(np.float64)
+    with _refusals():
+        output: NDArray[np.float64] = made.run(None, feed)[0].astype(np.float64)
     return output
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Turns onnxruntime's errors, which have no class in common, into ours."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise VerificationError(
+            f"onnxruntime {onnxruntime.__version__} does not run the file ({reason}); a later release may"
+        ) from error
 
 
 def counts(kernels: Iterable[tuple[str, str]]) -> dict[str, int]:

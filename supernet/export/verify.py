@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from supernet.artefacts import VerificationError
+from supernet.elastic.wrap import evaluating
 from supernet.export.graph import Deployed, Op
 from supernet.export.operators import Layer
 from supernet.export.runtime import Parts, counts, run, session, unfused
@@ -145,7 +146,6 @@ def _outputs(
     made: Any, deployed: Deployed, batches: Iterable[Batch], subnet: nn.Module | None
 ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
     """Logits by who computed them, labels, and the images of the first batch."""
-    subnet = None if subnet is None else subnet.eval()
     logits: dict[str, list[Tensor]] = {"file": [], "deployed": []}
     labels: list[Tensor] = []
     first = torch.empty(0)
@@ -154,7 +154,8 @@ def _outputs(
         logits["file"].append(torch.from_numpy(run(made, {deployed.source: images})))
         logits["deployed"].append(deployed(images).double())
         if subnet is not None:
-            logits.setdefault("subnet", []).append(subnet(images).double())
+            with evaluating(subnet):
+                logits.setdefault("subnet", []).append(subnet(images).double())
         labels.append(target)
     if not labels:
         raise ValueError("verification needs a batch of (images, labels), got none; raise the number of test images")

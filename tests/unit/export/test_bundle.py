@@ -151,7 +151,7 @@ class TestTwoBits:
         import supernet.export.profile as module
 
         def refuse(model):
-            raise RuntimeError("no implementation for INT2")
+            raise VerificationError("no implementation for INT2")
 
         made = subnets[2][2]
         assert named("packed").loadable(made).opset_import[0].version == 25
@@ -164,10 +164,10 @@ class TestTwoBits:
         import supernet.export.profile as module
 
         def refuse(model):
-            raise RuntimeError("broken")
+            raise VerificationError("broken")
 
         monkeypatch.setattr(module, "session", refuse)
-        with pytest.raises(ValueError, match="broken"):
+        with pytest.raises(VerificationError, match="broken"):
             named("packed").loadable(subnets[0][2])
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from supernet.artefacts import VerificationError
 from supernet.export.onnx import write, write_float
 from supernet.export.runtime import Parts, counts, latency, run, session, unfused
 
@@ -39,6 +40,19 @@ class TestKernels:
         left = unfused(kernels)
         assert any(name.startswith("linear ") for name in left) and any("Conv" in name for name in left)
         assert unfused([("QLinearConv", "a"), ("Clip", "b"), ("NhwcMaxPool", "c")]) == []
+
+
+class TestRefusals:
+    def test_what_does_not_load(self, net):
+        model = write(net)
+        del model.graph.initializer[0]
+        with pytest.raises(VerificationError, match=r"onnxruntime [\d.]+ does not run the file"):
+            session(model)
+
+    def test_what_does_not_run(self, net):
+        made, _ = session(write(net))
+        with pytest.raises(VerificationError, match="does not run the file"):
+            run(made, {net.source: torch.zeros(1, 3, 9, 8, 1)})
 
 
 def test_both_files_are_timed_in_the_same_rounds(net):
