@@ -20,6 +20,7 @@ def main(cfg: DictConfig) -> None:
 
     from supernet.config import build
     from supernet.elastic.supernet import SuperNet
+    from supernet.run import rebuild
     from supernet.training.fit import train
 
     out = Path(HydraConfig.get().runtime.output_dir)
@@ -37,9 +38,10 @@ def main(cfg: DictConfig) -> None:
         torch.set_num_threads(int(settings["threads"]))
     torch.manual_seed(int(settings["seed"]))
     trusted = tuple(cfg.trust)
-    task = build(settings["task"], trusted=trusted)
-    model = build(settings["backbone"], trusted=trusted, n_classes=task.n_classes, in_channels=task.in_channels)
-    net = SuperNet(model, task.example(), **build(settings["space"], trusted=trusted))
+    make = rebuild if cfg.resume else build  # stored settings are not the user's own words
+    task = make(settings["task"], trusted=trusted)
+    model = make(settings["backbone"], trusted=trusted, n_classes=task.n_classes, in_channels=task.in_channels)
+    net = SuperNet(model, task.example(), **make(settings["space"], trusted=trusted))
     net.calibrate(task.recalibrate(int(settings["calibration_images"])))
     net.compile(str(settings["compile"]))
     train(
@@ -47,13 +49,13 @@ def main(cfg: DictConfig) -> None:
         task,
         out=out,
         epochs=int(settings["epochs"]),
-        sampler=build(settings["sampler"], trusted=trusted, space=net.space, costs=net.costs),
-        losses=build(settings["loss"], trusted=trusted),
+        sampler=make(settings["sampler"], trusted=trusted, space=net.space, costs=net.costs),
+        losses=make(settings["loss"], trusted=trusted),
         subnets=int(settings["subnets"]),
-        schedule=build(settings["schedule"], trusted=trusted),
+        schedule=make(settings["schedule"], trusted=trusted),
         validation=settings["validation"],
         validation_images=int(settings["validation_images"]),
-        logger=build(settings["logger"], trusted=trusted, out=out) if settings["logger"] else None,
+        logger=make(settings["logger"], trusted=trusted, out=out) if settings["logger"] else None,
         trainer=settings["trainer"],
         seed=int(settings["seed"]),
         resume=bool(cfg.resume),

@@ -88,7 +88,7 @@ def load(
             )
     space = read_json(path / "space.json")
     config = _config(path / "config.yaml")
-    task = _built(config["task"], trusted) if "task" in config else None
+    task = rebuild(config["task"], trusted=trusted) if "task" in config else None
     module = _model(model, config, task, trusted)
     options = space["options"] | {"formats": [_format(f) for f in space["options"]["formats"]]}
     net = SuperNet(module, torch.zeros(space["example"]), **options)
@@ -159,11 +159,15 @@ def _model(
             "pass model=<the module or a function that makes it>"
         )
     known = {key: value for key, value in WEIGHT_SOURCES.items() if key in node}
-    return _built(node | known, trusted, n_classes=task.n_classes, in_channels=task.in_channels)
+    return rebuild(node | known, trusted=trusted, n_classes=task.n_classes, in_channels=task.in_channels)
 
 
-def _built(node: Any, trusted: Sequence[str], **extra: Any) -> Any:
-    """`build`, after the check that no function of somebody's own is called unasked, wherever in the node it stands."""
+def rebuild(node: Any, /, *, trusted: Sequence[str] = (), **extra: Any) -> Any:
+    """`build` for what a run has stored, after the check that it calls no function of somebody's own unasked.
+
+    Raises:
+        ValueError: a factory, wherever in the node it stands, that `trusted` does not name; and as `build`.
+    """
     for factory in _factories(node):
         if factory not in trusted:
             raise ValueError(

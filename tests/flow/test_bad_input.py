@@ -181,7 +181,8 @@ class TestRuns:
         config = yaml.safe_load((run / "config.yaml").read_text())
         config["backbone"] = {"_target_": "supernet.backbones.python.from_factory", "factory": "os:getcwd"}
         (run / "config.yaml").write_text(yaml.safe_dump(config))
-        refused(call("predict", f"run={run}"), "os:getcwd", "trust=[os:getcwd]")
+        for words in (["predict"], ["train", "resume=true"]):
+            refused(call(*words, f"run={run}"), "os:getcwd", "trust=[os:getcwd]")
 
 
 class TestDataAndModels:
