@@ -42,7 +42,7 @@ def main(cfg: DictConfig) -> None:
     run = load(cfg.run, trusted=trusted)
     assert run.task is not None  # a run without one is refused by load
     net = run.net
-    net.compile(str(cfg.compile))
+    net.compile(str(cfg.compile), passes="evaluation")
     measure = build(settings["sensitivity"], trusted=trusted)
     sensitivity = measure(net, run.task.recalibrate(cfg.recalibrate_images))
     pairs = collect(

@@ -46,7 +46,7 @@ def main(cfg: DictConfig) -> None:
     assert run.task is not None  # a run without one is refused by load
     for budget in budgets:
         run.net.costs.parse(budget)  # before anything is measured
-    run.net.compile(str(cfg.compile))
+    run.net.compile(str(cfg.compile), passes="evaluation")
     measure = build(settings["sensitivity"], trusted=tuple(cfg.trust))
     sensitivity = measure(run.net, run.task.recalibrate(cfg.recalibrate_images))
     front = search(

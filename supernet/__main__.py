@@ -11,6 +11,9 @@ from supernet.desk import desk
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from supernet.elastic.supernet import SuperNet
+    from supernet.interfaces import Task
+
 
 def main(cfg: DictConfig) -> None:
     """Train as `cfg` (conf/train.yaml) says and write the run directory."""
@@ -42,8 +45,7 @@ def main(cfg: DictConfig) -> None:
     task = make(settings["task"], trusted=trusted)
     model = make(settings["backbone"], trusted=trusted, n_classes=task.n_classes, in_channels=task.in_channels)
     net = SuperNet(model, task.example(), **make(settings["space"], trusted=trusted))
-    net.calibrate(task.recalibrate(int(settings["calibration_images"])))
-    net.compile(str(settings["compile"]))
+    _prepare(net, task, settings)
     train(
         net,
         task,
@@ -62,6 +64,22 @@ def main(cfg: DictConfig) -> None:
         config=settings,
     )
     print(f"trained: {out}")
+
+
+def _prepare(net: SuperNet, task: Task, settings: dict[str, Any]) -> None:
+    """Start scales and compilation; `auto` becomes the mode that pays, which the run keeps when it is resumed."""
+    import numpy as np
+
+    from supernet.elastic.compiling import choose
+
+    net.calibrate(task.recalibrate(int(settings["calibration_images"])))
+    if settings["compile"] == "auto":
+        steps, subnets = int(settings["epochs"]) * task.steps_per_epoch(), int(settings["subnets"])
+        images = len(next(iter(task.train(np.random.default_rng(0))))[0]) if steps else 0
+        choice = choose(net, steps * subnets * images)
+        settings["compile"] = choice.mode
+        print(f"{choice.why} ({steps} steps of {subnets} subnets)")
+    net.compile(str(settings["compile"]))
 
 
 def _stored(out: Path, overrides: list[str]) -> dict[str, Any]:

@@ -37,10 +37,13 @@ supernet.formats supernet.quant.ste supernet.cost
 supernet.interfaces
 supernet.quant.ranges
 supernet.quant.quantizer
+supernet.quant.bank
 supernet.elastic.stage
 supernet.elastic.layers supernet.elastic.attention supernet.elastic.norm
 supernet.elastic.wrap
+supernet.elastic.regions supernet.elastic.audit supernet.elastic.sampling
 supernet.elastic.supernet
+supernet.elastic.compiling
 supernet.backbones supernet.tasks supernet.samplers supernet.calibration
 supernet.training.losses supernet.training.optimizers supernet.training.loggers
 supernet.run

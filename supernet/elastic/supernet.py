@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import fnmatch
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -27,17 +25,19 @@ from supernet.config import (
     plain,
 )
 from supernet.cost import Costs
+from supernet.elastic.audit import check_stages, coverage
 from supernet.elastic.layers import QuantLayer
+from supernet.elastic.regions import Regions, compiled
+from supernet.elastic.sampling import batch_statistics, catching
 from supernet.elastic.stage import Stage
-from supernet.elastic.wrap import Found, discover, evaluating, multiplications, place_sites, swap
+from supernet.elastic.wrap import discover, evaluating, multiplications, place_sites, swap
 from supernet.formats.integer import Integer
+from supernet.quant.bank import Bank
 from supernet.quant.quantizer import Quantizer
-from supernet.quant.ste import compile_quantizers
 from supernet.space import Dimension, Indices, SearchSpace
 
-COVERED = 0.99
 SITE = QuantConfig(Integer(8), PerTensor(), symmetric=False)
-SAMPLES_PER_BATCH = 1 << 16
+MODES = ("off", "quantizers", "regional", "whole")
 
 
 class SuperNet(nn.Module):
@@ -95,8 +95,8 @@ class SuperNet(nn.Module):
             "formats": [plain(f) for f in formats],
         }
         found = discover(model, example)
-        self._coverage = _audit(found, multiplications(model, example), allow)
-        _check_stages(model, example)
+        self._coverage = coverage(found, multiplications(model, example), allow)
+        check_stages(model, example)
         others = tuple(QuantConfig(f, g) for f in formats for g in sharing)
         free = (_choices(weight_bits, sharing, symmetries) + others, _choices(input_bits, (PerTensor(),), symmetries))
         edge, pin = (() if first_last_bits is None else (found[0].name, found[-1].name)), (first_last_bits or 8,)
@@ -104,14 +104,22 @@ class SuperNet(nn.Module):
         for layer in found:
             swap(model, layer.name, *(pinned if layer.name in edge else free))
         self.model: nn.Module = place_sites(model, SITE, example) if sites else model
-        self._run: tuple[Any] = (self.model,)  # in a tuple, so that it is not registered a second time
         self.stages = {name: m for name, m in self.model.named_modules() if isinstance(m, Stage)}
         self.layers = tuple(Layer(**vars(f), active_if=self._condition(f.name)) for f in found)
         self.space = SearchSpace(self._dimensions())
         self.costs = Costs(self.space, self.layers)
         self.quantizers = {name: m for name, m in self.model.named_modules() if isinstance(m, Quantizer)}
-        self._elastic = self._sites()
+        self._attach()
         self._bind(np.asarray(self.space.largest().row))
+
+    def _attach(self) -> None:
+        """The bank of all scales, which of its quantizers vary with which dimension, and nothing compiled yet."""
+        self.bank = Bank(self.quantizers)
+        genes, names = self._genes(), list(self.quantizers)
+        self._elastic, self._at = [names.index(name) for name in genes], list(genes.values())
+        self._run: tuple[Any] | None = None  # in a tuple, so that it is not registered a second time
+        self._evaluates, self._shapes = False, dict[bool, torch.Size]()
+        self._norms = [m for m in self.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
 
     # -- the space ----------------------------------------------------------------------------------------------------
     def _condition(self, name: str) -> tuple[tuple[str, tuple[Choice, ...]], ...]:
@@ -139,14 +147,18 @@ class SuperNet(nn.Module):
             dimensions += [Dimension(d.name, d.choices, conditions) for d in module.dimensions(layer.name)]
         return dimensions
 
-    def _sites(self) -> list[tuple[int, Quantizer]]:
-        """(position of its dimension, quantizer) of everything whose choice varies."""
-        named = [
-            (f"{layer.name}.{what}", f"{layer.name}.{what}_quantizer")
+    def _genes(self) -> dict[str, int]:
+        """Position of the dimension of every quantizer whose choice varies, by the quantizer's name."""
+        return {
+            f"{layer.name}.{what}_quantizer": self.space.position[f"{layer.name}.{what}"]
             for layer in self.layers
             for what in ("weight", "input")
-        ]
-        return [(self.space.position[gene], self.quantizers[path]) for gene, path in named]
+        }
+
+    @property
+    def elastic_depths(self) -> list[str]:
+        """Names of the depth dimensions."""
+        return [f"{path}.depth" for path in self.stages if f"{path}.depth" in self.space.position]
 
     @property
     def fingerprint(self) -> str:
@@ -163,19 +175,23 @@ class SuperNet(nn.Module):
 
     # -- one subnet ---------------------------------------------------------------------------------------------------
     def _bind(self, row: Indices) -> None:
-        """Bind one fresh int64 table, a row for each elastic site, and set the depths."""
-        table = torch.tensor(
-            [q.fields(int(row[at])) for at, q in self._elastic], device=self._elastic[0][1].scale.device
-        )
-        for (_, quantizer), fields in zip(self._elastic, table.unbind(), strict=True):
-            quantizer.bind(fields)
+        """Bind a choice to every quantizer, by one fresh table, and set the depths."""
+        choices = np.zeros(len(self.quantizers), dtype=np.int64)
+        choices[self._elastic] = row[self._at]
+        self.bank.bind(choices)
         for path, stage in self.stages.items():
             at = self.space.position.get(f"{path}.depth")
             if at is not None:
                 depth = self.space.dimensions[at].choices[int(row[at])]
                 assert isinstance(depth, int)
                 stage.depth = depth
-        self.active = tuple(int(i) for i in row)
+        self.active = tuple(row.tolist())
+
+    def _apply(self, fn: Any, recurse: bool = True) -> SuperNet:
+        """What was bound moves along."""
+        super()._apply(fn, recurse)
+        self._bind(np.asarray(self.active))
+        return self
 
     @contextmanager
     def as_subnet(self, config: SubnetConfig | Sequence[int] | Indices) -> Iterator[SuperNet]:
@@ -191,8 +207,14 @@ class SuperNet(nn.Module):
             self._bind(np.asarray(before))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits of the active subnet. A compiled graph serves training only: evaluation has other shapes and modes."""
-        return (self._run[0] if torch.is_grad_enabled() else self.model)(x)
+        """Logits of the active subnet, by the compiled network where `compile` has provided one for this pass."""
+        with self.bank.selected():
+            if self._run is None or torch.is_grad_enabled() == self._evaluates:
+                return self.model(x)
+            counting = any(norm.training for norm in self._norms)  # other graphs, and perhaps another shape
+            if self._shapes.setdefault(counting, x.shape) != x.shape:
+                return self.model(x)
+            return self._run[0](x)
 
     @contextmanager
     def floating(self) -> Iterator[SuperNet]:
@@ -206,38 +228,57 @@ class SuperNet(nn.Module):
             for quantizer, enabled in before:
                 quantizer.enabled = enabled
 
-    def compile(self, mode: str = "regional") -> None:
-        """Compile for speed: `off`; `regional`: the quantizers' functions; `whole`: the network as one graph.
+    def compile(self, mode: str = "regional", passes: str = "training") -> None:
+        """Compile for speed; the first pass afterwards takes the time.
+
+        A compiled network serves batches of the first shape that it meets; others (the last batch of an epoch) and the
+        other kind of pass run eagerly, with the quantizers' compiled functions, so that nothing is compiled twice.
+
+        Args:
+            mode: `off`; `quantizers`: their functions alone; `regional`: blocks, each structure once; `whole`: the
+                network as one graph.
+            passes: `training` (with gradients) or `evaluation` (without).
 
         Raises:
-            ValueError: `whole` for a space with elastic depth: it would compile once per depth and then fall back
-                silently.
+            ValueError: an unknown mode; `whole` for a space with elastic depth, which would compile once per depth and
+                then fall back silently; `regional` for a model that cannot be traced.
         """
-        if mode not in ("off", "regional", "whole"):
-            raise ValueError(f"compile is off, regional or whole, got {mode!r}")
-        elastic = [name for name in self.space.position if name.endswith(".depth") and name[:-6] in self.stages]
-        if mode == "whole" and elastic:
+        if mode not in MODES:
+            raise ValueError(f"compile is {', '.join(MODES[:-1])} or {MODES[-1]}, got {mode!r}")
+        if passes not in ("training", "evaluation"):
+            raise ValueError(f"passes is training or evaluation, got {passes!r}")
+        if mode == "whole" and self.elastic_depths:
+            depths = ", ".join(self.elastic_depths)
             raise ValueError(
-                f"compile=whole needs a space without architecture dimensions, this one has {', '.join(elastic)}; "
+                f"compile=whole needs a space without architecture dimensions, this one has {depths}; "
                 "use compile=regional"
             )
-        compile_quantizers(mode == "regional")
-        self._run = (torch.compile(self.model, fullgraph=True) if mode == "whole" else self.model,)
-        self.compiled = mode
+        run: Any = Regions(self.model) if mode == "regional" else compiled(self.model) if mode == "whole" else None
+        for quantizer in self.quantizers.values():
+            quantizer.fuse = mode != "off"
+        self._run, self._shapes = None if run is None else (run,), dict[bool, torch.Size]()
+        self._evaluates, self.compiled = passes == "evaluation", mode
 
     # -- scales and copies --------------------------------------------------------------------------------------------
     @torch.no_grad()
     def calibrate(self, batches: Iterable[Tensor | tuple[Tensor, Any]]) -> None:
         """Set the scales of every choice of every site, from one float pass over batches [n, ...] or (inputs, labels).
 
+        BatchNorm layers that have seen no data yet normalise by each batch; their statistics stay as they are.
+
         Raises:
             ValueError: no batches, or a batch with values that are not finite.
         """
         samples: dict[str, list[Tensor]] = {name: [] for name, q in self.quantizers.items() if not q.weight}
-        handles = [self.quantizers[name].register_forward_pre_hook(_catch(kept)) for name, kept in samples.items()]
+        handles = [self.quantizers[name].register_forward_pre_hook(catching(kept)) for name, kept in samples.items()]
         count = 0
         try:
-            with self.as_subnet(self.space.largest()), self.floating(), evaluating(self):
+            with (
+                self.as_subnet(self.space.largest()),
+                self.floating(),
+                evaluating(self),
+                batch_statistics(self._norms),
+            ):
                 for item in batches:
                     batch = item if isinstance(item, Tensor) else item[0]
                     if not torch.isfinite(batch).all():
@@ -327,63 +368,3 @@ def _choices(
     if not made:
         raise ValueError("a space needs one or more of each: bits, granularities and symmetries; one of them is empty")
     return made
-
-
-def _catch(kept: list[Tensor]) -> Any:
-    def hook(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        flat = inputs[0].reshape(-1)
-        step = max(1, flat.numel() // SAMPLES_PER_BATCH)
-        while math.gcd(step, flat.numel()) > 1:  # else only some columns of the images would be met
-            step += 1
-        kept.append(torch.cat([flat[::step], flat.min()[None], flat.max()[None]]))
-
-    return hook
-
-
-def _audit(found: Sequence[Found], spent: dict[str, int], allow: Sequence[str]) -> dict[str, Any]:
-    """Coverage of the MACs by swapped layers; fails closed."""
-    quantized = {f.name for f in found}
-    left = {path or "(the model itself)": count for path, count in spent.items() if path not in quantized}
-    total = sum(spent.values())
-    missing = {
-        path: count for path, count in left.items() if not any(fnmatch.fnmatch(path, pattern) for pattern in allow)
-    }
-    covered = 1 - sum(missing.values()) / total
-    if covered < COVERED:
-        worst = sorted(missing.items(), key=lambda item: -item[1])[:5]
-        listed = ", ".join(f"{path} ({100 * count / total:.1f} %)" for path, count in worst)
-        raise ValueError(
-            f"only {100 * covered:.1f} % of the MACs lie in nn.Conv2d and nn.Linear "
-            f"(at least {100 * COVERED:.0f} % must); float stay {listed}: "
-            "allow them with allow=[pattern, ...] if that is meant"
-        )
-    share = 1 - sum(left.values()) / total
-    return {"macs": total, "covered": share, "left_in_float": left}
-
-
-def _check_stages(model: nn.Module, example: Tensor) -> None:
-    """Blocks that may be left out must keep the shape of their input."""
-    problems: list[str] = []
-
-    def hook(name: str) -> Any:
-        def check(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            if inputs[0].shape != output.shape:
-                problems.append(f"{name} turns {tuple(inputs[0].shape[1:])} into {tuple(output.shape[1:])}")
-
-        return check
-
-    blocks = [
-        (f"{path}.{child}", block)
-        for path, stage in model.named_modules()
-        if isinstance(stage, Stage)
-        for child, block in list(stage.named_children())[stage.min_depth :]
-    ]
-    handles = [block.register_forward_hook(hook(name)) for name, block in blocks]
-    with evaluating(model):
-        model(example)
-    for handle in handles:
-        handle.remove()
-    if problems:
-        raise ValueError(
-            f"a block that may be left out must keep the shape of its input, but {'; '.join(problems)}: raise min_depth"
-        )

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from supernet.config import PerTensor, QuantConfig
 from supernet.formats.integer import Integer
 from supernet.quant.ranges import order_statistics, start_values
-from supernet.quant.ste import FakeQuantize, RoundThrough, ScaleGradient, TableQuantize, encode, nearest_level
+from supernet.quant.ste import ASYMMETRIC, LOW, FakeQuantize, Select, TableQuantize, encode, limits, nearest_level
 
 FIELDS = ("choice", "low", "high", "asymmetric", "bypass")
 SAMPLES_PER_ROW = 16384
@@ -37,12 +37,16 @@ class Quantizer(nn.Module):
             many bits (0: never).
 
     Attributes:
-        scale: [T] learned steps of all choices, positive.
+        scale: [T] learned steps of all choices, positive; parameters, or borrowed from a Bank.
         zero_point: [T] learned zero-points before rounding, 0 where symmetric.
         row: [5] int64, the bound choice: index, lowest and highest code, asymmetric?, bypass?
         enabled: False makes it the identity (float reference, calibration).
+        fuse: True runs compiled functions outside of compiled graphs (supernet.quant.ste.fused).
     """
 
+    changes = 0  # how often any quantizer's grids have changed; tables of them are as old as the number they noted
+    scale: Tensor
+    zero_point: Tensor
     row: Tensor
     index: Tensor
     share: Tensor
@@ -73,7 +77,8 @@ class Quantizer(nn.Module):
         share = torch.tensor([float(channels // n) for _, n in self.spans])
         self.register_buffer("share", share, persistent=False)
         self.register_buffer("signed", torch.tensor(True))
-        self.unsigned, self.enabled = False, True
+        self.unsigned, self.enabled, self.fuse = False, True, False
+        self.given: tuple[Tensor, Tensor] | None = None
         self.register_buffer("row", torch.zeros(len(FIELDS), dtype=torch.int64), persistent=False)
         self.set_unsigned(False)
 
@@ -115,6 +120,12 @@ class Quantizer(nn.Module):
         """Make the choice of `row` active. The tensor must not be written to afterwards."""
         self._buffers["row"] = row
 
+    def borrow(self, scale: Tensor, zero_point: Tensor) -> None:
+        """Use tensors of a bank instead of parameters of one's own."""
+        for name, tensor in (("scale", scale), ("zero_point", zero_point)):
+            self._parameters.pop(name, None)
+            self.__dict__[name] = tensor
+
     @contextmanager
     def using(self, choice: int) -> Iterator[None]:
         """One choice bound inside the context; what was bound before comes back, also after an error."""
@@ -131,32 +142,32 @@ class Quantizer(nn.Module):
         return int(self.row[0])
 
     # -- arithmetic ---------------------------------------------------------------------------------------------------
+    def select(self) -> tuple[Tensor, Tensor]:
+        """[C] scale and integer zero-point of the bound choice: handed in by the bank, or out of one's own."""
+        if self.given is not None:
+            return self.given
+        entry = self.index.index_select(0, self.row[:1]).view(-1)
+        low, high, shifted = self.row[LOW : ASYMMETRIC + 1].to(self.scale.dtype).unbind()
+        factor = torch.rsqrt(high * self.share.index_select(0, self.row[:1]))
+        return Select.apply(self.scale, self.zero_point, entry, factor, shifted, low, high)
+
+    @torch.no_grad()
     def parameters_of(self, v: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Scale, integer zero-point, lowest and highest code of the bound choice, shaped to broadcast against `v`."""
-        row = self.row.to(torch.int64)
-        limits = row[1:4].to(self.scale.dtype)
-        entry = self.index.index_select(0, row[:1]).view(-1)
-        shape = (self.channels, *[1] * (v.dim() - 1)) if self.weight else (1,) * v.dim()
-        low, high = limits[0], limits[1]
-        elements = v.numel() // (self.channels if self.weight else max(v.shape[0], 1))
-        factor = torch.rsqrt(high * float(elements) * self.share.index_select(0, row[:1]))
-        scale = ScaleGradient.apply(self.scale.index_select(0, entry), factor).view(shape)
-        zero = RoundThrough.apply(ScaleGradient.apply(self.zero_point.index_select(0, entry), factor) * limits[2]).view(
-            shape
-        )
-        return scale, torch.clamp(zero, low, high), low, high
+        (scale, zero), shape = self.select(), (-1, *[1] * (v.dim() - 1))
+        low, high, _ = limits(self.row, scale, False)
+        return scale.view(shape), zero.view(shape), low, high
 
     def forward(self, v: Tensor) -> Tensor:
         """The quantized tensor, with gradients to `v`, scale and zero-point; `v` itself while it is not enabled."""
         if not self.enabled:
             return v
-        scale, zero, low, high = self.parameters_of(v)
+        elements = max(v.numel() // (self.channels if self.weight else max(v.shape[0], 1)), 1)
+        operands = (v, *self.select(), self.row, elements, bool(self.bypass))
         if self.integer:
-            out = FakeQuantize.apply(v, scale, zero, low, high)
-        else:
-            levels, bounds = (table.index_select(0, self.row[:1])[0] for table in (self.levels, self.bounds))
-            out = TableQuantize.apply(v, scale, zero, levels, bounds)
-        return torch.where(self.row[4] > 0, v, out) if self.bypass else out
+            return FakeQuantize.apply(*operands, self.fuse)
+        grid = (table.index_select(0, self.row[:1])[0] for table in (self.levels, self.bounds))
+        return TableQuantize.apply(*operands, *grid)
 
     @torch.no_grad()
     def encode(self, v: Tensor) -> Tensor:
@@ -206,6 +217,7 @@ class Quantizer(nn.Module):
     def set_unsigned(self, unsigned: bool) -> None:
         """Codes from 0 on (True) or around 0 (False); the bound row follows."""
         self.unsigned = unsigned
+        Quantizer.changes += 1
         self.signed.fill_(not unsigned)
         self._rows = [self._fields(k) for k in range(len(self.choices))]
         if not self.integer:
@@ -219,7 +231,7 @@ class Quantizer(nn.Module):
         fixed.set_unsigned(self.unsigned)
         fixed.scale.data.copy_(self.scale.data[at : at + n])
         fixed.zero_point.data.copy_(self.zero_point.data[at : at + n])
-        fixed.enabled = self.enabled
+        fixed.enabled, fixed.fuse = self.enabled, self.fuse
         return fixed
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:

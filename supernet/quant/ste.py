@@ -1,4 +1,4 @@
-"""Quantization with straight-through gradients, forward and backward written out.
+"""Quantization with straight-through gradients: one fused forward and one fused backward for every form.
 
 ONNX arithmetic: q = clamp(round_half_even(v / s) + z, lo, hi), x^ = (q - z) s, true division, integer z. Backward after
 LSQ (Esser et al., ICLR 2020) and LSQ+ (Bhalgat et al., CVPRW 2020), with the zero-point rounded (EQ-Net's real-valued
@@ -9,15 +9,23 @@ offset has no QDQ equivalent):
 | inside     | 1          | (q - z) - v / s    | 0          |
 | below lo   | 0          | lo - z             | -s         |
 | above hi   | 0          | hi - z             | -s         |
+
+A quantizer is one node of the autograd graph and two kernels when compiled; which entries of the learned scales are in
+use is one more node, shared by all quantizers of a network. The backward needs `v` alone: what lies outside is computed
+again, never stored.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
+
+CHOICE, LOW, HIGH, ASYMMETRIC, BYPASS = range(5)
+"""Fields of a bound row [5] int64: index of the choice, lowest and highest code, zero-point in use?, pass through?"""
 
 
 def encode(v: Tensor, scale: Tensor, zero: Tensor, low: Tensor, high: Tensor) -> Tensor:
@@ -25,90 +33,176 @@ def encode(v: Tensor, scale: Tensor, zero: Tensor, low: Tensor, high: Tensor) ->
     return torch.clamp(torch.round(v / scale) + zero, low, high)
 
 
-def forward(v: Tensor, scale: Tensor, zero: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """The quantized tensor: decode(encode(v))."""
-    return (encode(v, scale, zero, low, high) - zero) * scale
+def forward(v: Tensor, scale: Tensor, zero: Tensor, low: Tensor, high: Tensor, bypass: Tensor | None = None) -> Tensor:
+    """The quantized tensor: decode(encode(v)), in the type of `v`; `v` itself where `bypass` is true."""
+    out = ((encode(v, scale, zero, low, high) - zero) * scale).to(v.dtype)
+    return out if bypass is None else torch.where(bypass, v, out)
 
 
 def backward(
-    grad: Tensor, v: Tensor, scale: Tensor, zero: Tensor, low: Tensor, high: Tensor
+    grad: Tensor, v: Tensor, scale: Tensor, zero: Tensor, low: Tensor, high: Tensor, bypass: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients to v, to scale and to the zero-point, the last two not yet reduced (shape of v)."""
+    """Gradients to v, and summed to their shape those to scale and zero-point."""
     ratio = v / scale
     code = torch.round(ratio) + zero
     clamped = torch.clamp(code, low, high)
     outside = clamped != code
     grad_v = grad.masked_fill(outside, 0.0)
-    grad_scale = grad * (clamped - zero - ratio.masked_fill(outside, 0.0))
-    return grad_v, grad_scale, (grad_v - grad) * scale
+    grad_scale = (grad * (clamped - zero - ratio.masked_fill(outside, 0.0))).sum_to_size(scale.shape)
+    grad_zero = ((grad_v - grad) * scale).sum_to_size(zero.shape)
+    if bypass is None:
+        return grad_v, grad_scale, grad_zero
+    return (
+        torch.where(bypass, grad, grad_v),
+        grad_scale.masked_fill(bypass, 0.0),
+        grad_zero.masked_fill(bypass, 0.0),
+    )
 
 
-def _reduced(
-    grad: Tensor, v: Tensor, scale: Tensor, zero: Tensor, low: Tensor, high: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    grad_v, grad_scale, grad_zero = backward(grad, v, scale, zero, low, high)
-    return grad_v, grad_scale.sum_to_size(scale.shape), grad_zero.sum_to_size(scale.shape)
+# -- autograd ---------------------------------------------------------------------------------------------------------
+@cache
+def fused() -> tuple[Callable[..., Tensor], Callable[..., tuple[Tensor, Tensor, Tensor]]]:
+    """`forward` and `backward` as compiled functions of rows [rows, elements] in the order of memory.
 
-
-VARIANTS = 64
-
-
-class _Functions:
-    """The two functions in use: plain ones, or compiled by `compile_quantizers`."""
-
-    forward: Callable[..., Tensor] = staticmethod(forward)
-    backward: Callable[..., tuple[Tensor, Tensor, Tensor]] = staticmethod(_reduced)
-
-
-def compile_quantizers(on: bool = True) -> None:
-    """Fuse the quantizer's forward and backward with torch.compile (dynamic shapes), or go back to eager functions.
-
-    The rest of the network stays eager, so depth and any other Python choice cost no recompilation.
+    One graph serves all shapes and layouts of activations and one all weights.
     """
-    if on:  # ranks, broadcast scales and gradient modes make more variants than the default 8, after which eager runs
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VARIANTS)
-    _Functions.forward = staticmethod(torch.compile(forward, dynamic=True) if on else forward)
-    _Functions.backward = staticmethod(torch.compile(_reduced, dynamic=True) if on else _reduced)
+    return torch.compile(_forward_rows, dynamic=True), torch.compile(_backward_rows, dynamic=True)
+
+
+def _forward_rows(v: Tensor, scale: Tensor, *rest: Tensor | None) -> Tensor:
+    return forward(v, scale, *rest)  # type: ignore[arg-type]
+
+
+def _backward_rows(grad: Tensor, v: Tensor, scale: Tensor, *rest: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    return backward(grad, v, scale, *rest)  # type: ignore[arg-type]
+
+
+@lru_cache(maxsize=4096)
+def _gapless(shape: torch.Size, strides: tuple[int, ...], rows: int) -> bool:
+    """Whether a tensor fills its memory without gaps or overlaps, axis 0 outermost where it has rows."""
+    order = sorted((axis for axis in range(len(shape)) if shape[axis] > 1), key=lambda axis: -strides[axis])
+    expected = 1
+    for axis in reversed(order):
+        if strides[axis] != expected:
+            return False
+        expected *= shape[axis]
+    return rows == 1 or order[:1] == [0]
+
+
+def _rows(v: Tensor, rows: int) -> Tensor:
+    """A gapless tensor as [rows, elements] in the order of memory, without a copy."""
+    elements = v.numel() // rows
+    return v.as_strided((rows, elements), (elements, 1))
+
+
+def run_forward(
+    v: Tensor, scale: Tensor, zero: Tensor, low: Tensor, high: Tensor, bypass: Tensor | None, fuse: bool
+) -> Tensor:
+    """`forward` with one scale for each row of `v`, or one for all; by the fused function if `fuse`."""
+    if torch.compiler.is_compiling() or not fuse:
+        shape = (-1, *[1] * (v.dim() - 1))
+        return forward(v, scale.view(shape), zero.view(shape), low, high, bypass)
+    count = scale.shape[0]
+    if not _gapless(v.shape, v.stride(), count):
+        v = v.contiguous()
+    out = fused()[0](_rows(v, count), scale.view(count, 1), zero.view(count, 1), low, high, bypass)
+    return out.as_strided(v.shape, v.stride())
+
+
+def run_backward(
+    grad: Tensor, v: Tensor, scale: Tensor, zero: Tensor, low: Tensor, high: Tensor, bypass: Tensor | None, fuse: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`backward` with one scale for each row of `v`, or one for all; by the fused function if `fuse`."""
+    if torch.compiler.is_compiling() or not fuse:
+        shape = (-1, *[1] * (v.dim() - 1))
+        return backward(grad, v, scale.view(shape), zero.view(shape), low, high, bypass)
+    count = scale.shape[0]
+    if not _gapless(v.shape, v.stride(), count):
+        v = v.contiguous()
+    if grad.stride() != v.stride():
+        grad = torch.empty_strided(v.shape, v.stride(), dtype=grad.dtype, device=grad.device).copy_(grad)
+    laid = (_rows(t, count) for t in (grad, v))
+    out, scales, zeros = fused()[1](*laid, scale.view(count, 1), zero.view(count, 1), low, high, bypass)
+    return out.as_strided(v.shape, v.stride()), scales, zeros
+
+
+class Select(torch.autograd.Function):
+    """Scales and integer zero-points of the bound choices out of the learned ones of all choices.
+
+    The gradient is multiplied by LSQ's 1 / sqrt(q_max) and the share of channels (1 / sqrt(N) is the quantizer's); it
+    is zero for entries that are not in use. Rounding and clamping of the zero-point are passed straight through, so
+    that one which has left its range comes back.
+
+    Args (of `apply`):
+        scale, zero_point: [T] learned values.
+        entry: [S] int64, which of them are in use; an entry may be in use several times.
+        factor: what its gradient is multiplied by; here and below [S], or one for all.
+        shifted: 1 where the zero-point is in use, 0 where the form is symmetric.
+        low, high: the codes that a zero-point may take.
+
+    Returns:
+        scale and zero-point, [S] each.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        scale: Tensor,
+        zero_point: Tensor,
+        entry: Tensor,
+        factor: Tensor,
+        shifted: Tensor,
+        low: Tensor,
+        high: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(entry, factor, shifted)
+        ctx.size = scale.shape[0]
+        zero = torch.clamp(torch.round(zero_point.index_select(0, entry)) * shifted, low, high)
+        return scale.index_select(0, entry), zero
+
+    @staticmethod
+    def backward(ctx: Any, grad_scale: Tensor, grad_zero: Tensor) -> tuple[Tensor | None, ...]:
+        entry, factor, shifted = ctx.saved_tensors
+        scales, zeros = grad_scale * factor, grad_zero * (factor * shifted)
+        empty = scales.new_zeros(ctx.size)
+        return empty.index_add(0, entry, scales), empty.index_add(0, entry, zeros), None, None, None, None, None
 
 
 class FakeQuantize(torch.autograd.Function):
-    """`forward` with the hand-written `backward`; masks are computed again, so only `v` is saved."""
+    """Quantization to an integer grid.
+
+    Args (of `apply`):
+        v: what is quantized, one scale for each entry of axis 0 or one for all.
+        scale, zero: [C] of the bound choice; C = 1: one for all.
+        row: [5] the bound choice.
+        elements: values that each scale is responsible for (activations: of one example); gradients of scale and
+            zero-point are multiplied by LSQ's 1 / sqrt(N).
+        may_bypass: whether the row may say that `v` passes through.
+        fuse: whether to run the compiled functions where this is not part of a compiled graph.
+    """
 
     @staticmethod
-    def forward(ctx: Any, v: Tensor, scale: Tensor, zero: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        ctx.save_for_backward(v, scale, zero, low, high)
-        run = forward if torch.compiler.is_compiling() else _Functions.forward
-        return run(v, scale, zero, low, high)
+    def forward(
+        ctx: Any, v: Tensor, scale: Tensor, zero: Tensor, row: Tensor, elements: int, may_bypass: bool, fuse: bool
+    ) -> Tensor:
+        ctx.save_for_backward(v, scale, zero, row)
+        ctx.elements, ctx.may_bypass, ctx.fuse = elements, may_bypass, fuse
+        return run_forward(v, scale, zero, *limits(row, scale, may_bypass), fuse)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        run = _reduced if torch.compiler.is_compiling() else _Functions.backward
-        return *run(grad, *ctx.saved_tensors), None, None
+        v, scale, zero, row = ctx.saved_tensors
+        grad_v, grad_scale, grad_zero = run_backward(
+            grad, v, scale, zero, *limits(row, scale, ctx.may_bypass), ctx.fuse
+        )
+        factor = ctx.elements**-0.5
+        return grad_v, grad_scale.view(-1) * factor, grad_zero.view(-1) * factor, None, None, None, None
 
 
-class RoundThrough(torch.autograd.Function):
-    """Round half to even, with the gradient passed on as it is."""
-
-    @staticmethod
-    def forward(ctx: Any, v: Tensor) -> Tensor:
-        return torch.round(v)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return grad
-
-
-class ScaleGradient(torch.autograd.Function):
-    """Identity whose gradient is multiplied by a constant: LSQ's 1 / sqrt(N q_max)."""
-
-    @staticmethod
-    def forward(ctx: Any, v: Tensor, factor: Tensor) -> Tensor:
-        ctx.save_for_backward(factor)
-        return v.view_as(v)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad * ctx.saved_tensors[0], None
+def limits(row: Tensor, like: Tensor, may_bypass: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Lowest and highest code of a bound row, and whether it lets values pass through (None: it cannot)."""
+    low, high = row[LOW : HIGH + 1].to(like.dtype).unbind()
+    return low, high, row[BYPASS] > 0 if may_bypass else None
 
 
 def nearest_level(v: Tensor, scale: Tensor, zero: Tensor, levels: Tensor, bounds: Tensor) -> Tensor:
@@ -128,29 +222,45 @@ def nearest_level(v: Tensor, scale: Tensor, zero: Tensor, levels: Tensor, bounds
 class TableQuantize(torch.autograd.Function):
     """Quantization to an arbitrary grid by table, with the gradients of `FakeQuantize` (the code is the level).
 
-    Inside reaches half a step beyond the outermost levels, as it does on an integer grid.
+    Inside reaches half a step beyond the outermost levels, as it does on an integer grid. `apply` takes the arguments
+    of `FakeQuantize` up to `may_bypass`, then the levels and bounds of the bound choice (see `nearest_level`).
     """
 
     @staticmethod
-    def forward(ctx: Any, v: Tensor, scale: Tensor, zero: Tensor, levels: Tensor, bounds: Tensor) -> Tensor:
-        ctx.save_for_backward(v, scale, zero, levels, bounds)
-        return (nearest_level(v, scale, zero, levels, bounds) - zero) * scale
+    def forward(
+        ctx: Any,
+        v: Tensor,
+        scale: Tensor,
+        zero: Tensor,
+        row: Tensor,
+        elements: int,
+        may_bypass: bool,
+        levels: Tensor,
+        bounds: Tensor,
+    ) -> Tensor:
+        ctx.save_for_backward(v, scale, zero, row, levels, bounds)
+        ctx.elements, ctx.may_bypass = elements, may_bypass
+        s, z = (t.view(-1, *[1] * (v.dim() - 1)) for t in (scale, zero))
+        out = ((nearest_level(v, s, z, levels, bounds) - z) * s).to(v.dtype)
+        return torch.where(row[BYPASS] > 0, v, out) if may_bypass else out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        v, scale, zero, levels, bounds = ctx.saved_tensors
-        ratio = v / scale
+        v, scale, zero, row, levels, bounds = ctx.saved_tensors
+        s, z = (t.view(-1, *[1] * (v.dim() - 1)) for t in (scale, zero))
+        ratio = v / s
         first, last = (
             (levels[1] - levels[0]) / 2,
             (levels[-1] - torch.where(levels < levels[-1], levels, -torch.inf).amax()) / 2,
         )
-        inside = (ratio + zero >= levels[0] - first) & (ratio + zero <= levels[-1] + last)
-        grad_v = torch.where(inside, grad, 0.0)
-        grad_scale = grad * (nearest_level(v, scale, zero, levels, bounds) - zero - torch.where(inside, ratio, 0.0))
-        return (
-            grad_v,
-            grad_scale.sum_to_size(scale.shape),
-            ((grad_v - grad) * scale).sum_to_size(scale.shape),
-            None,
-            None,
-        )
+        outside = (ratio + z < levels[0] - first) | (ratio + z > levels[-1] + last)
+        grad_v = grad.masked_fill(outside, 0.0)
+        code = nearest_level(v, s, z, levels, bounds)
+        factor = ctx.elements**-0.5
+        grad_scale = (grad * (code - z - ratio.masked_fill(outside, 0.0))).sum_to_size(s.shape).view(-1) * factor
+        grad_zero = ((grad_v - grad) * s).sum_to_size(z.shape).view(-1) * factor
+        if ctx.may_bypass:
+            bypass = row[BYPASS] > 0
+            grad_v = torch.where(bypass, grad, grad_v)
+            grad_scale, grad_zero = grad_scale.masked_fill(bypass, 0.0), grad_zero.masked_fill(bypass, 0.0)
+        return grad_v, grad_scale, grad_zero, None, None, None, None, None

@@ -22,7 +22,6 @@ from torch import Tensor
 from supernet.calibration.batchnorm import recalibrated
 from supernet.elastic.supernet import SuperNet
 from supernet.interfaces import Batch, Sampler, Task
-from supernet.quant.quantizer import Quantizer
 from supernet.space import Indices
 from supernet.training.optimizers import LazyAdam
 
@@ -135,8 +134,8 @@ class SupernetModule(pl.LightningModule):
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """Weights: torch's SGD or AdamW. Scales and zero-points: LazyAdam."""
-        quantizers = [m for m in self.net.modules() if isinstance(m, Quantizer)]
-        learned = {id(p) for q in quantizers for p in (q.scale, q.zero_point)}
+        bank = self.net.bank
+        learned = {id(p) for p in bank.parameters()}
         others = [p for p in self.net.parameters() if id(p) not in learned and p.requires_grad]
         groups = [
             {"params": [p for p in others if p.dim() > 1], "weight_decay": self.schedule.weight_decay},
@@ -150,8 +149,8 @@ class SupernetModule(pl.LightningModule):
         )
         scales = LazyAdam(
             [
-                {"params": [q.scale for q in quantizers], "relative": True, "lr": self.schedule.scale_lr},
-                {"params": [q.zero_point for q in quantizers], "relative": False, "lr": self.schedule.zero_point_lr},
+                {"params": [bank.scale], "relative": True, "lr": self.schedule.scale_lr},
+                {"params": [bank.zero_point], "relative": False, "lr": self.schedule.zero_point_lr},
             ]
         )
         for optimizer in (weights, scales):

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 import elastibit as eb
@@ -234,7 +235,11 @@ class TestResume:
             patched.setattr(SupernetModule, "training_step", killed)
             assert call("train", *small["train"], "epochs=2", f"run={tmp_path / 'resumed'}").code == 130
         assert read(tmp_path / "resumed" / "space.json")["epochs"] == 0
-        assert call("train", f"run={tmp_path / 'resumed'}", "resume=true").code == 0
+        with monkeypatch.context() as patched:  # what `compile=auto` chose at the start is kept
+            patched.setattr("supernet.elastic.compiling.choose", None)
+            assert call("train", f"run={tmp_path / 'resumed'}", "resume=true").code == 0
+        kept = [OmegaConf.load(tmp_path / name / "config.yaml").compile for name in ("straight", "resumed")]
+        assert kept == ["off", "off"]
         one, two = (load_file(tmp_path / name / "supernet.safetensors") for name in ("straight", "resumed"))
         assert one.keys() == two.keys()
         assert all(torch.equal(one[name], two[name]) for name in one)

@@ -8,10 +8,11 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from supernet.backbones.cifar_resnet import CifarResNet
+from supernet.backbones.cifar_resnet import BasicBlock, CifarResNet
 from supernet.config import SubnetConfig
+from supernet.elastic.stage import Stage
 from supernet.elastic.supernet import SuperNet
 
 X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -52,3 +53,23 @@ def net(calibrated: SuperNet) -> Iterator[SuperNet]:
 def some(net: SuperNet, n: int) -> list[SubnetConfig]:
     rng = np.random.default_rng(3)
     return [net.space.sample(rng) for _ in range(n)]
+
+
+def small(blocks: int = 1) -> SuperNet:
+    """Calibrated, with as little to compile as there may be: a stem, blocks of which one or all run, and a head."""
+    torch.manual_seed(0)
+    stage = Stage(*[BasicBlock(4, 4) for _ in range(blocks)], min_depth=1)
+    stem = nn.Conv2d(3, 4, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(4), nn.ReLU()
+    made = SuperNet(
+        nn.Sequential(*stem, stage, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5)), X[:1], bits=(2, 4, 8)
+    )
+    made.calibrate([X])
+    return made
+
+
+def step(net: SuperNet, config: SubnetConfig, x: Tensor = X) -> Tensor:
+    """Output of one subnet, after forward and backward."""
+    with net.as_subnet(config):
+        out = net(x)
+    out.square().mean().backward()
+    return out.detach()

@@ -54,7 +54,7 @@ class TestCalibrate:
 
     def test_samples_of_large_tensors_meet_every_column(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """A stride that divides the width would see one column of the images only."""
-        monkeypatch.setattr("supernet.elastic.supernet.SAMPLES_PER_BATCH", 64)
+        monkeypatch.setattr("supernet.elastic.sampling.SAMPLES_PER_BATCH", 64)
         net = SuperNet(nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU(), nn.Flatten()), torch.zeros(1, 1, 16, 16), bits=(8,))
         image = torch.zeros(8, 1, 16, 16)
         image[..., 1:] = torch.rand(8, 1, 16, 15, generator=torch.Generator().manual_seed(0)) + 1

@@ -181,15 +181,22 @@ class TestBackward:
                 at, n = quantizer.spans[quantizer.choices.index(config[gene])]  # type: ignore[arg-type]
                 outside = torch.ones(len(quantizer.scale), dtype=torch.bool)
                 outside[at : at + n] = False
-                assert not quantizer.scale.grad[outside].any() and not quantizer.zero_point.grad[outside].any()
+                span = net.bank.spans[f"{layer.name}.{what}_quantizer"]
+                by_scale, by_zero = (p.grad[span] for p in (net.bank.scale, net.bank.zero_point))
+                assert not by_scale[outside].any() and not by_zero[outside].any()
                 used = not (quantizer.bypass and config[gene].bits >= quantizer.bypass)  # type: ignore[union-attr]
-                assert bool(quantizer.scale.grad.any()) == used, gene
+                assert bool(by_scale.any()) == used, gene
 
     def test_blocks_that_do_not_run_have_no_gradient(self, net: SuperNet) -> None:
         with net.as_subnet(net.space.smallest()):
             net(X).sum().backward()
         idle = {n for n, p in net.named_parameters() if p.grad is None}
         assert idle == {n for n, _ in net.named_parameters() if ".1." in n and n.startswith("model.layer")}
+        for name, span in net.bank.spans.items():
+            skipped = name.startswith("layer") and ".1." in name
+            bypassed = net.quantizers[name].bypass and net.quantizers[name].choices[0].bits >= 8
+            assert bool(net.bank.scale.grad[span].any()) == (not skipped and not bypassed), name
+            assert not (skipped and net.bank.zero_point.grad[span].any()), name
 
 
 class TestSpace:
@@ -248,8 +255,9 @@ class TestSpace:
     def test_names_in_the_state_are_those_of_the_model(self, net: SuperNet) -> None:
         names = set(net.state_dict())
         assert {f"model.{n}" for n in backbone().state_dict()} <= names
-        assert "model.layer1.1.conv2.weight_quantizer.scale" in names
-        assert {n.rpartition(".")[2] for n in names if "quantizer" in n} == {"scale", "zero_point", "signed"}
+        assert names - {n for n in names if n.startswith("model.")} == {"bank.scale", "bank.zero_point"}
+        ours = names - {f"model.{n}" for n in backbone().state_dict()} - {"bank.scale", "bank.zero_point"}
+        assert ours == {f"model.{n}.signed" for n in net.quantizers}
 
     def test_depth_gates_the_genes_of_its_blocks(self, net: SuperNet) -> None:
         smallest, largest = net.space.smallest(), net.space.largest()
@@ -329,32 +337,58 @@ class TestState:
             with net.as_subnet(net.space.smallest()):
                 assert torch.equal(net(X), lower)
 
+    def test_a_loaded_one_needs_no_binding_to_know_which_activations_are_unsigned(self, net: SuperNet) -> None:
+        twin = SuperNet(backbone(), X[:1], bits=(2, 3, 8)).eval()
+        twin.load_state_dict(net.state_dict())
+        for one in (net, twin):
+            one.zero_grad(set_to_none=True)
+            one(X).square().sum().backward()
+        for (name, p), q in zip(net.named_parameters(), twin.parameters(), strict=True):
+            assert torch.equal(p.grad, q.grad), name
 
-class TestCompile:
-    def test_whole_needs_a_space_without_architecture(self, net: SuperNet) -> None:
-        with pytest.raises(
-            ValueError, match=r"compile=whole needs a space .* has layer1.depth, .*; use compile=regional"
-        ):
-            net.compile("whole")
-        with pytest.raises(ValueError, match="off, regional or whole, got 'full'"):
-            net.compile("full")
-        assert net.compiled == "off"
+    def test_what_a_copy_learns_is_in_what_is_taken_out_of_it(self, net: SuperNet) -> None:
+        """Whichever comes first, binding a subnet or changing the bank."""
+        twin, config = copy.deepcopy(net), some(net, 1)[0]
+        before = net.materialise(config).eval()(X)
+        with torch.no_grad():
+            twin.bank.scale.mul_(1.5)
+        taken = twin.materialise(config).eval()(X)
+        with twin.as_subnet(config):
+            assert torch.equal(twin(X), taken)
+        assert not torch.equal(taken, before) and torch.equal(net.materialise(config).eval()(X), before)
 
-    @pytest.mark.slow
-    def test_one_graph_serves_every_choice(self) -> None:
-        torch.manual_seed(0)
-        net = SuperNet(CifarResNet(8, channels=(4, 6, 8)), X[:1], bits=(2, 4, 8))
-        net.calibrate([X])
-        net.eval()
-        net.compile("whole")
-        torch._dynamo.utils.counters.clear()
-        for config in some(net, 6):
-            with net.as_subnet(config):
-                compiled = net(X)
-                with torch.no_grad():
-                    eager = net(X)
-            torch.testing.assert_close(compiled, eager, rtol=0.2, atol=0.2)
-        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    def test_of_a_subnet_that_was_taken_out_holds_every_scale(self, net: SuperNet) -> None:
+        """Also those of sites, which have nothing to choose: they are saved, moved and trained like weights."""
+        subnet = net.materialise(some(net, 1)[0]).eval()
+        quantizers = {n: m for n, m in subnet.named_modules() if isinstance(m, Quantizer)}
+        held = {n for n, _ in subnet.named_parameters()}
+        assert {f"{n}.{what}" for n in quantizers for what in ("scale", "zero_point")} <= held
+        other, expected = copy.deepcopy(subnet), subnet(X)
+        with torch.no_grad():
+            for p in other.parameters():
+                p.mul_(1.1)
+        assert not torch.equal(other(X), expected)
+        other.load_state_dict(subnet.state_dict())
+        assert torch.equal(other(X), expected)
+
+    def test_it_takes_less_memory_than_all_subnets(self, net: SuperNet) -> None:
+        """One choice each, not views that keep the bank of all choices alive."""
+        subnet = net.materialise(net.space.smallest())
+        largest = max(
+            p.untyped_storage().nbytes()
+            for q in subnet.modules()
+            if isinstance(q, Quantizer)
+            for p in (q.scale, q.zero_point)
+        )
+        assert largest <= 4 * max(q.channels for q in net.quantizers.values())
+
+    def test_in_double_precision_it_is_still_a_supernet(self, net: SuperNet) -> None:
+        wide, config = copy.deepcopy(net).double(), net.space.uniform("w8a8")
+        with net.as_subnet(config), wide.as_subnet(config):
+            torch.testing.assert_close(wide(X.double()).float(), net(X), rtol=0.1, atol=0.1)
+            assert all(q.scale.dtype == torch.float64 for q in wide.quantizers.values())
+            wide(X.double()).sum().backward()
+        assert wide.bank.scale.grad.dtype == torch.float64 and wide.bank.scale.grad.any()
 
 
 def test_per_tensor_is_the_default_of_inputs(net: SuperNet) -> None:

@@ -77,7 +77,7 @@ class TestRun:
         before = {n: t.clone() for n, t in net.state_dict().items()}
         after = tensors(straight)
         changed = {n for n in before if not torch.equal(before[n], after[n])}
-        assert {"model.0.weight", "model.7.bias", "model.3.0.conv1.weight_quantizer.scale"} <= changed
+        assert {"model.0.weight", "model.7.bias", "bank.scale", "bank.zero_point"} <= changed
         assert all(torch.isfinite(t).all() for t in after.values())
 
     def test_the_checkpoint_holds_tensors_and_plain_python(self, straight: Path) -> None:
