@@ -28,8 +28,8 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "cifar10_resnet20.json"
 BUDGETS = ("w2a2", "w3a3", "w4a4", "w6a6")
 MEASURED_ON = {
-    "predict": ("compile=regional", "recalibrate_images=512", "select_images=1500"),
-    "search": ("compile=regional", "candidates=5", "recalibrate_images=1024", "select_images=2500"),
+    "predict": ("compile=quantizers", "recalibrate_images=512", "select_images=1500"),
+    "search": ("compile=quantizers", "candidates=5", "recalibrate_images=1024", "select_images=2500"),
 }
 KINDS = {"searched": "searched", "uniform": "best uniform", "integer_program": "integer program"}
 

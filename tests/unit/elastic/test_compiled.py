@@ -123,6 +123,7 @@ def difference(ours: Tensor, theirs: Tensor) -> float:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.usefixtures("inductor")
 @pytest.mark.parametrize("mode", MODES[1:])
 def test_inductor_computes_the_same(mode: str, rng: np.random.Generator) -> None:
@@ -130,6 +131,7 @@ def test_inductor_computes_the_same(mode: str, rng: np.random.Generator) -> None
     net = resnet()
     eager = copy.deepcopy(net)
     net.compile(mode)
+    torch._dynamo.utils.counters.clear()
     for config in [net.space.largest(), *(net.space.sample(rng) for _ in range(4))]:
         net.zero_grad()
         eager.zero_grad()
@@ -141,9 +143,12 @@ def test_inductor_computes_the_same(mode: str, rng: np.random.Generator) -> None
         assert difference(*(torch.cat([g.flatten() for g in gs]) for gs in (ours, theirs))) < 2e-2
     for b, c in zip(net.buffers(), eager.buffers(), strict=True):
         torch.testing.assert_close(b, c, rtol=1e-2, atol=1e-2)
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert graphs == {"quantizers": 6, "regional": 5, "whole": 1}[mode]
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.usefixtures("inductor")
 def test_inductor_gives_the_same_codes_except_near_ties(rng: np.random.Generator) -> None:
     """Block by block, from the same input: at most one step apart, and hardly ever."""

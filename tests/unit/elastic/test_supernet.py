@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from supernet.backbones.cifar_resnet import BasicBlock, CifarResNet
+from supernet.backbones.cifar_resnet import BasicBlock
 from supernet.config import LayerCost, PerChannel, PerTensor, QuantConfig, SubnetConfig
 from supernet.elastic.stage import Stage
 from supernet.elastic.supernet import SuperNet
@@ -318,77 +318,6 @@ class TestCosts:
         assert net.cost(net.space.largest())["macs"] == net.audit()["macs"]
         first = net.layer_costs(net.space.uniform("w2a3"))[0]
         assert first == LayerCost("conv1", "conv", 64 * 4 * 27, 108, 8, 8, (3, 8, 8))
-
-
-class TestState:
-    def test_a_loaded_one_computes_the_same(self, net: SuperNet) -> None:
-        twin = SuperNet(backbone(), X[:1], bits=(2, 3, 8)).eval()
-        twin.load_state_dict(net.state_dict())
-        assert twin.fingerprint == net.fingerprint
-        for config in some(net, 3):
-            with net.as_subnet(config), twin.as_subnet(config):
-                assert torch.equal(net(X), twin(X))
-
-    def test_a_copy_is_independent(self, net: SuperNet) -> None:
-        twin = copy.deepcopy(net)
-        with twin.as_subnet(net.space.smallest()):
-            lower = twin(X)
-            assert not torch.equal(net(X), lower)
-            with net.as_subnet(net.space.smallest()):
-                assert torch.equal(net(X), lower)
-
-    def test_a_loaded_one_needs_no_binding_to_know_which_activations_are_unsigned(self, net: SuperNet) -> None:
-        twin = SuperNet(backbone(), X[:1], bits=(2, 3, 8)).eval()
-        twin.load_state_dict(net.state_dict())
-        for one in (net, twin):
-            one.zero_grad(set_to_none=True)
-            one(X).square().sum().backward()
-        for (name, p), q in zip(net.named_parameters(), twin.parameters(), strict=True):
-            assert torch.equal(p.grad, q.grad), name
-
-    def test_what_a_copy_learns_is_in_what_is_taken_out_of_it(self, net: SuperNet) -> None:
-        """Whichever comes first, binding a subnet or changing the bank."""
-        twin, config = copy.deepcopy(net), some(net, 1)[0]
-        before = net.materialise(config).eval()(X)
-        with torch.no_grad():
-            twin.bank.scale.mul_(1.5)
-        taken = twin.materialise(config).eval()(X)
-        with twin.as_subnet(config):
-            assert torch.equal(twin(X), taken)
-        assert not torch.equal(taken, before) and torch.equal(net.materialise(config).eval()(X), before)
-
-    def test_of_a_subnet_that_was_taken_out_holds_every_scale(self, net: SuperNet) -> None:
-        """Also those of sites, which have nothing to choose: they are saved, moved and trained like weights."""
-        subnet = net.materialise(some(net, 1)[0]).eval()
-        quantizers = {n: m for n, m in subnet.named_modules() if isinstance(m, Quantizer)}
-        held = {n for n, _ in subnet.named_parameters()}
-        assert {f"{n}.{what}" for n in quantizers for what in ("scale", "zero_point")} <= held
-        other, expected = copy.deepcopy(subnet), subnet(X)
-        with torch.no_grad():
-            for p in other.parameters():
-                p.mul_(1.1)
-        assert not torch.equal(other(X), expected)
-        other.load_state_dict(subnet.state_dict())
-        assert torch.equal(other(X), expected)
-
-    def test_it_takes_less_memory_than_all_subnets(self, net: SuperNet) -> None:
-        """One choice each, not views that keep the bank of all choices alive."""
-        subnet = net.materialise(net.space.smallest())
-        largest = max(
-            p.untyped_storage().nbytes()
-            for q in subnet.modules()
-            if isinstance(q, Quantizer)
-            for p in (q.scale, q.zero_point)
-        )
-        assert largest <= 4 * max(q.channels for q in net.quantizers.values())
-
-    def test_in_double_precision_it_is_still_a_supernet(self, net: SuperNet) -> None:
-        wide, config = copy.deepcopy(net).double(), net.space.uniform("w8a8")
-        with net.as_subnet(config), wide.as_subnet(config):
-            torch.testing.assert_close(wide(X.double()).float(), net(X), rtol=0.1, atol=0.1)
-            assert all(q.scale.dtype == torch.float64 for q in wide.quantizers.values())
-            wide(X.double()).sum().backward()
-        assert wide.bank.scale.grad.dtype == torch.float64 and wide.bank.scale.grad.any()
 
 
 def test_per_tensor_is_the_default_of_inputs(net: SuperNet) -> None:

@@ -78,19 +78,22 @@ def test_eager(kind: str, layout: str, unsigned: bool) -> None:
     compare(kind, layout, unsigned, fuse=False)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_fused_as_traced(kind: str) -> None:
-    with counted():
+def everything(fuse: bool) -> None:
+    for kind in KINDS:
         for layout in LAYOUTS:
             for unsigned in (False, True):
-                compare(kind, layout, unsigned, fuse=True)
+                compare(kind, layout, unsigned, fuse)
+
+
+def test_fused_as_traced() -> None:
+    """Three pairs of graphs serve all of it: activations, those that may pass through, and weights."""
+    with counted() as graphs:
+        everything(fuse=True)
+        assert graphs.functions == 6
 
 
 @pytest.mark.slow
 def test_fused_as_compiled() -> None:
     torch._dynamo.reset()
     fused.cache_clear()
-    for kind in KINDS:
-        for layout in LAYOUTS:
-            for unsigned in (False, True):
-                compare(kind, layout, unsigned, fuse=True)
+    everything(fuse=True)
