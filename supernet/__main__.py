@@ -78,7 +78,8 @@ def _prepare(net: SuperNet, task: Task, settings: dict[str, Any]) -> None:
         images = len(next(iter(task.train(np.random.default_rng(0))))[0]) if steps else 0
         choice = choose(net, steps * subnets * images)
         settings["compile"] = choice.mode
-        print(f"{choice.why} ({steps} steps of {subnets} subnets)")
+        if steps:
+            print(f"{choice.why} ({steps} steps of {subnets} subnets)")
     net.compile(str(settings["compile"]))
 
 

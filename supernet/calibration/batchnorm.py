@@ -40,19 +40,34 @@ def recalibrate(model: nn.Module, batches: Iterable[Tensor | tuple[Tensor, Any]]
     layers = norms(model)
     modes = [(m, m.training) for m in model.modules()]
     momenta = [layer.momentum for layer in layers]
+    sums = [(torch.zeros_like(mean), torch.zeros_like(var)) for mean, var in map(_statistics, layers)]
     try:
         model.eval()
         for layer in layers:
             layer.reset_running_stats()
-            layer.momentum = None
+            layer.momentum = 1.0  # each batch's own, added up below; None would be data-dependent in a compiled graph
             layer.training = True
+        count = 0
         for batch in itertools.chain([first], remaining):
+            count += 1
             model(batch if isinstance(batch, Tensor) else batch[0])
+            for layer, parts in zip(layers, sums, strict=True):
+                for total, part in zip(parts, _statistics(layer), strict=True):
+                    total += part
+        for layer, parts in zip(layers, sums, strict=True):
+            for total, part in zip(parts, _statistics(layer), strict=True):
+                part.copy_(total / count)
     finally:
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum
         for module, mode in modes:
             module.training = mode
+
+
+def _statistics(layer: nn.modules.batchnorm._BatchNorm) -> tuple[Tensor, Tensor]:
+    """Mean and variance that a layer tracks."""
+    assert layer.running_mean is not None and layer.running_var is not None
+    return layer.running_mean, layer.running_var
 
 
 @contextmanager

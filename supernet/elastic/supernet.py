@@ -112,6 +112,10 @@ class SuperNet(nn.Module):
         self._attach()
         self._bind(np.asarray(self.space.largest().row))
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and files are not compiled: a compiled network computes with the modules that it was made from."""
+        return self.__dict__ | {"_run": None, "compiled": "off" if self.compiled == "off" else "quantizers"}
+
     def _attach(self) -> None:
         """The bank of all scales, which of its quantizers vary with which dimension, and nothing compiled yet."""
         self.bank = Bank(self.quantizers)
@@ -306,11 +310,15 @@ class SuperNet(nn.Module):
         """The subnet as a plain module with its own weights: same outputs, one choice at each quantizer, no blocks that
         do not run."""
         row = self.row(config)
+        self._bind(np.asarray(self.active))  # a network that was itself copied reads its scales from its own bank again
         model = copy.deepcopy(self.model)
         for layer in self.layers:
             module = model.get_submodule(layer.name)
             assert isinstance(module, QuantLayer)
             module.fix(int(row[self.space.position[layer.weight]]), int(row[self.space.position[layer.input]]))
+        for module in model.modules():
+            if isinstance(module, Quantizer):
+                module.own()
         for path, stage in reversed(self.stages.items()):  # inner ones first, while they can be reached
             at = self.space.position.get(f"{path}.depth")
             depth = self.space.dimensions[at].choices[int(row[at])] if at is not None else len(stage)

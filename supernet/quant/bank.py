@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,8 +44,13 @@ class Bank(nn.Module):
         self._widths = [q.channels for q in held]
         self._slots = np.repeat(np.arange(len(held)), self._widths)
         self._channels = np.concatenate([np.arange(width) for width in self._widths])
-        self._tabulated = -1
-        self._lend()
+        self._choices = np.zeros(len(held), dtype=np.int64)
+        self._places: list[tuple[dict[str, Any], dict[str, Tensor | None]]] = []
+        self.bind(self._choices)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and files hold no references to the quantizers' insides, which would be those of another network."""
+        return self.__dict__ | {"_places": []}
 
     def _lend(self) -> None:
         """Give every quantizer views of its span."""
@@ -53,16 +59,13 @@ class Bank(nn.Module):
             quantizer.borrow(self.scale.detach()[at], self.zero_point.detach()[at])
         # Binding writes here directly: a method call for each quantizer costs more than all the rest.
         self._places = [(quantizer.__dict__, quantizer._buffers) for quantizer in held]
-        self._tabulated = -1
 
-    def _settle(self) -> None:
-        """Follow the network where it was moved or copied, and its quantizers where their grids have changed."""
+    def _settled(self) -> bool:
+        """Whether views and tables are those of the network as it is; it may have been moved, copied or loaded."""
+        if not self._places or self._tabulated != Quantizer.changes:
+            return False
         first = self._places[0][0]["scale"]
-        if first.data_ptr() != self.scale.data_ptr() or first.device != self.scale.device:
-            self._lend()
-        if self._tabulated != Quantizer.changes:
-            self._tabulate()
-            self._tabulated = Quantizer.changes
+        return bool(first.data_ptr() == self.scale.data_ptr() and first.device == self.scale.device)
 
     def _tabulate(self) -> None:
         """Fields of every choice, and where in the bank its entries start and whether each channel has its own."""
@@ -77,6 +80,7 @@ class Bank(nn.Module):
                 self._wide[k, choice], self._share[k, choice] = size > 1, quantizer.channels // size
         table = torch.from_numpy(self._fields.copy()).to(self.scale.device)
         self._rows = [rows.unbind() for rows in table.unbind()]
+        self._tabulated = Quantizer.changes
 
     def bind(self, choices: NDArray[np.int64]) -> None:
         """Bind a choice to each quantizer, in their order; nothing is written to, so that earlier subnets keep theirs.
@@ -84,9 +88,18 @@ class Bank(nn.Module):
         Args:
             choices: [quantizers] index of each one's choice.
         """
-        self._settle()
-        for (_, buffers), rows, choice in zip(self._places, self._rows, choices.tolist(), strict=True):
-            buffers["row"] = rows[choice]
+        with torch.inference_mode(False):  # what is bound while evaluating serves training afterwards
+            if not self._settled():
+                self._lend()
+                self._tabulate()
+            self._choices = choices
+            self._bound = [rows[choice] for rows, choice in zip(self._rows, choices.tolist(), strict=True)]
+            self._gather(choices)
+        for (_, buffers), row in zip(self._places, self._bound, strict=True):
+            buffers["row"] = row
+
+    def _gather(self, choices: NDArray[np.int64]) -> None:
+        """Which entries are in use, and what Select wants to know of each."""
         order, device = np.arange(len(choices)), self.scale.device
         starts, wide, share = (table[order, choices][self._slots] for table in (self._starts, self._wide, self._share))
         fields = self._fields[order, choices][self._slots]
@@ -98,11 +111,12 @@ class Bank(nn.Module):
     @contextmanager
     def selected(self) -> Iterator[None]:
         """Inside, every quantizer has scale and zero-point of its bound choice at hand, from one gather."""
-        self._settle()
+        if not self._settled():
+            self.bind(self._choices)
         scale, zero = Select.apply(self.scale, self.zero_point, self._entry, *self._limits.unbind())
         pairs = zip(scale.split(self._widths), zero.split(self._widths), strict=True)
-        for (attributes, _), pair in zip(self._places, pairs, strict=True):
-            attributes["given"] = pair
+        for (attributes, buffers), row, pair in zip(self._places, self._bound, pairs, strict=True):
+            attributes["given"] = pair if buffers["row"] is row else None  # one that is bound by hand selects by itself
         try:
             yield
         finally:

@@ -126,6 +126,12 @@ class Quantizer(nn.Module):
             self._parameters.pop(name, None)
             self.__dict__[name] = tensor
 
+    def own(self) -> None:
+        """Have parameters of one's own again, with the values that were borrowed."""
+        for name in ("scale", "zero_point"):
+            if name in self.__dict__:
+                self.register_parameter(name, nn.Parameter(self.__dict__.pop(name).clone()))
+
     @contextmanager
     def using(self, choice: int) -> Iterator[None]:
         """One choice bound inside the context; what was bound before comes back, also after an error."""

@@ -90,9 +90,12 @@ def _gapless(shape: torch.Size, strides: tuple[int, ...], rows: int) -> bool:
 
 
 def _rows(v: Tensor, rows: int) -> Tensor:
-    """A gapless tensor as [rows, elements] in the order of memory, without a copy."""
+    """A gapless tensor as [rows, elements] in the order of memory, without a copy.
+
+    Detached, because a compiled function would be compiled again for each shape of the tensor that a view is of.
+    """
     elements = v.numel() // rows
-    return v.as_strided((rows, elements), (elements, 1))
+    return v.as_strided((rows, elements), (elements, 1)).detach()
 
 
 def run_forward(
@@ -105,7 +108,7 @@ def run_forward(
     count = scale.shape[0]
     if not _gapless(v.shape, v.stride(), count):
         v = v.contiguous()
-    out = fused()[0](_rows(v, count), scale.view(count, 1), zero.view(count, 1), low, high, bypass)
+    out = fused()[0](_rows(v, count), _rows(scale, count), _rows(zero, count), low, high, bypass)
     return out.as_strided(v.shape, v.stride())
 
 
@@ -121,8 +124,8 @@ def run_backward(
         v = v.contiguous()
     if grad.stride() != v.stride():
         grad = torch.empty_strided(v.shape, v.stride(), dtype=grad.dtype, device=grad.device).copy_(grad)
-    laid = (_rows(t, count) for t in (grad, v))
-    out, scales, zeros = fused()[1](*laid, scale.view(count, 1), zero.view(count, 1), low, high, bypass)
+    laid = (_rows(t, count) for t in (grad, v, scale, zero))
+    out, scales, zeros = fused()[1](*laid, low, high, bypass)
     return out.as_strided(v.shape, v.stride()), scales, zeros
 
 

@@ -16,6 +16,9 @@ from supernet.quant.ste import fused
 HIDDEN = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 
 
+COMPILE = torch.compile  # as it is before any test replaces it: countings may be nested
+
+
 class Graphs:
     """Graphs made by `torch.compile`: those of the quantizers' functions and those of networks and regions."""
 
@@ -49,7 +52,7 @@ def counted() -> Iterator[Graphs]:
     before = torch.compile
     torch._dynamo.reset()
     fused.cache_clear()
-    torch.compile = graphs.compile(before)
+    torch.compile = graphs.compile(COMPILE)
     try:
         yield graphs
     finally:
