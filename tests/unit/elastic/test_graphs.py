@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from supernet.backbones.cifar_resnet import CifarResNet
+from supernet.calibration.batchnorm import recalibrated
 from supernet.config import SubnetConfig
 from supernet.elastic.supernet import MODES, SuperNet
 from tests.unit.elastic.conftest import X, small, step
@@ -25,7 +26,7 @@ FUNCTIONS = 8
 
 @pytest.fixture
 def graphs() -> Iterator[Graphs]:
-    with counted() as made:
+    with counted("eager") as made:
         yield made
 
 
@@ -39,10 +40,12 @@ def strictly() -> object:
     return torch._dynamo.config.patch(error_on_recompile=True, fail_on_recompile_limit_hit=True)
 
 
-class TestRegional:
-    def run(self, net: SuperNet, graphs: Graphs, x: Tensor, made: int, rng: np.random.Generator) -> None:
-        """A thousand random subnets after three fixed ones; `made`: the graphs that these take."""
-        net.compile("regional")
+class TestRandom:
+    """A thousand random subnets after three fixed ones need no further graph."""
+
+    def run(self, net: SuperNet, mode: str, graphs: Graphs, made: int, rng: np.random.Generator, x: Tensor = X) -> None:
+        """`made`: the graphs that the fixed ones take."""
+        net.compile(mode)
         for config in (net.space.smallest(), net.space.uniform("w2a4"), net.space.largest()):
             step(net, config, x)
         assert graphs.networks == made
@@ -59,35 +62,24 @@ class TestRegional:
         assert len(depths) == 2 ** len(net.elastic_depths)
         assert graphs.networks == made and graphs.functions == 0
 
-    def test_a_thousand_subnets_at_random_depth_take_the_graphs_of_the_first_three(
-        self, graphs: Graphs, rng: np.random.Generator
-    ) -> None:
+    def test_regional_at_random_depth(self, graphs: Graphs, rng: np.random.Generator) -> None:
         """Stem, block and head."""
-        self.run(small(blocks=2), graphs, X, 3, rng)
+        self.run(small(blocks=2), "regional", graphs, 3, rng)
+
+    def test_whole(self, graphs: Graphs, rng: np.random.Generator) -> None:
+        self.run(small(), "whole", graphs, 1, rng)
 
     @pytest.mark.slow
     @pytest.mark.parametrize("depth", [14, 20])
-    def test_and_so_it_is_for_a_residual_network(self, graphs: Graphs, rng: np.random.Generator, depth: int) -> None:
+    def test_regional_residual_network(self, graphs: Graphs, rng: np.random.Generator, depth: int) -> None:
         """Stem, head, the blocks of the first stage, and in the others the first block and what the rest share."""
         x = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
         blocks = (depth - 2) // 6
         net = SuperNet(CifarResNet(depth, 5, channels=(4, 6, 8), min_depth=blocks - 1), x[:1], bits=(2, 4, 8))
         net.calibrate([x])
-        self.run(net, graphs, x, 2 + 1 + 2 + 2, rng)
+        self.run(net, "regional", graphs, 2 + 1 + 2 + 2, rng, x)
 
-
-class TestWhole:
-    def test_one_graph_serves_every_choice(self, graphs: Graphs, rng: np.random.Generator) -> None:
-        net = small()
-        net.compile("whole")
-        step(net, net.space.largest())
-        assert graphs.networks == 1
-        with strictly():
-            for _ in range(100):
-                step(net, net.space.sample(rng))
-        assert graphs.networks == 1 and graphs.functions == 0
-
-    def test_it_needs_a_space_without_architecture(self, net: SuperNet) -> None:
+    def test_whole_needs_a_space_without_architecture(self, net: SuperNet) -> None:
         with pytest.raises(
             ValueError, match=r"compile=whole needs a space .* has layer1.depth, .*; use compile=regional"
         ):
@@ -152,16 +144,19 @@ class TestWhen:
 
     def test_training_runs_eagerly_beside_compiled_evaluation(self, graphs: Graphs) -> None:
         """Recalibration has graphs of its own: BatchNorm that counts is other code, and batches may be larger."""
-        net = small()
+        net = small().eval()
+
+        def measure(config: SubnetConfig) -> None:
+            with torch.no_grad(), net.as_subnet(config), recalibrated(net, [FEWER, FEWER]):
+                net(X)
+
         net.compile("regional", "evaluation")
         step(net, net.space.largest())
         assert graphs.networks == 0 and 6 <= graphs.functions <= FUNCTIONS
-        evaluated(net.train(), net.space.largest(), FEWER)
-        evaluated(net.eval(), net.space.largest(), X)
+        measure(net.space.largest())
         assert graphs.networks == 6
         with strictly():
             for config in (net.space.smallest(), net.space.uniform("w2a4")):
-                evaluated(net.train(), config, FEWER)
-                evaluated(net.eval(), config, X)
+                measure(config)
                 step(net, config)
         assert graphs.networks == 6 and 6 <= graphs.functions <= FUNCTIONS

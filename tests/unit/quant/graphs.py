@@ -22,8 +22,8 @@ COMPILE = torch.compile  # as it is before any test replaces it: countings may b
 class Graphs:
     """Graphs made by `torch.compile`: those of the quantizers' functions and those of networks and regions."""
 
-    def __init__(self) -> None:
-        self._functions, self._networks = (CompileCounterWithBackend("aot_eager") for _ in range(2))
+    def __init__(self, backend: str) -> None:
+        self._functions, self._networks = (CompileCounterWithBackend(backend) for _ in range(2))
 
     @property
     def functions(self) -> int:
@@ -46,9 +46,13 @@ class Graphs:
 
 
 @contextmanager
-def counted() -> Iterator[Graphs]:
-    """Inside, everything is compiled anew and counted, whatever was compiled before."""
-    graphs = Graphs()
+def counted(backend: str = "aot_eager") -> Iterator[Graphs]:
+    """Inside, everything is compiled anew and counted, whatever was compiled before.
+
+    Args:
+        backend: `aot_eager` runs what inductor would be given; `eager` runs what was traced, which is enough to count.
+    """
+    graphs = Graphs(backend)
     before = torch.compile
     torch._dynamo.reset()
     fused.cache_clear()
