@@ -60,7 +60,8 @@ class TestParity:
                         allowed = 1
                     off = (got - trained).abs()
                     assert off.max() <= allowed, (op.name, float(off.max()))
-                    assert (off > 0).double().mean() <= 2e-3 + 2 * rounded, op.name
+                    # a channel shares one rounding of its bias, so with few channels the share scatters
+                    assert (off > 0).double().mean() <= 2e-3 + 3 * rounded, op.name
                     got = trained
                 kept[op.name] = got
             last = net.operators()[-1]
