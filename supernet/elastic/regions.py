@@ -31,6 +31,9 @@ VARIANTS = 64
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function` as one graph for each set of shapes; a graph break is an error, and so is a silent fall back."""
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VARIANTS)
+    # The quantizers' functions are part of the traced graph, which is the key, so a changed formula is not mistaken for
+    # the cached one (tested); without the cache a warm start traces and partitions every graph again.
+    torch._functorch.config.autograd_cache_allow_custom_autograd_functions = True
     return torch.compile(function, fullgraph=True, dynamic=False, options=dict(INDUCTOR))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from supernet.backbones.cifar_resnet import CifarResNet
 from supernet.elastic.regions import Regions, compiled
 from supernet.elastic.supernet import MODES, SuperNet
 from supernet.formats.powers import PowersOfTwo
+from supernet.quant import ste
 from supernet.quant.ste import fused
 from tests.unit.elastic.conftest import X, small, step
 from tests.unit.quant.graphs import HIDDEN, counted
@@ -176,3 +178,35 @@ def test_grids_that_are_not_integer_are_compiled_too() -> None:
         torch.testing.assert_close(step(net, config), step(eager, config), rtol=1e-4, atol=1e-4)
     for p, q in zip(net.parameters(), eager.parameters(), strict=True):
         torch.testing.assert_close(p.grad, q.grad, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.usefixtures("inductor")
+def test_a_changed_formula_is_not_served_from_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second process finds the first one's graphs; one with another gradient of the scales must not."""
+
+    def gradient() -> Tensor:
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        net = small()
+        net.compile("whole")
+        step(net, net.space.largest())
+        assert net.bank.scale.grad is not None
+        return net.bank.scale.grad
+
+    def doubled(*operands: Any) -> tuple[Tensor, ...]:
+        grad_v, grad_scale, grad_zero = formula(*operands)
+        return grad_v, grad_scale * 2, grad_zero
+
+    def hits() -> int:
+        return int(torch._dynamo.utils.counters["aot_autograd"].get("autograd_cache_hit", 0))
+
+    formula = ste.straight_through
+    first = gradient()
+    torch.testing.assert_close(gradient(), first)
+    assert hits() > 0
+    monkeypatch.setattr(ste, "straight_through", doubled)
+    changed = gradient()
+    assert hits() == 0
+    torch.testing.assert_close(changed.square().sum(), 4 * first.square().sum(), rtol=1e-3, atol=0)
