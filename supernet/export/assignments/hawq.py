@@ -4,16 +4,16 @@
 
 HAWQ's modules are those of pytorchcv's residual networks; ours those of timm and torchvision:
 
-| HAWQ                               | here                                                       |
-|------------------------------------|------------------------------------------------------------|
-| `quant_input`                      | `conv1.input`                                              |
-| `quant_init_block_convbn`          | `conv1.weight`                                             |
-| `stageI.unitJ.quant_convbnK`       | `layerI.{J-1}.convK.weight`                                |
-| `stageI.unitJ.quant_identity_convbn`| `layerI.{J-1}.downsample.0.weight`                        |
-| `stageI.unitJ.quant_act`           | `layerI.{J-1}.conv1.input`, and that of the shortcut, if it has a layer |
-| `stageI.unitJ.quant_actK`          | `layerI.{J-1}.conv{K+1}.input`                             |
-| `quant_act_output`, `quant_output` | `fc.input`, `fc.weight`                                    |
-| `*quant_act_int32`                 | nothing: the sum of a block, wider than any choice here    |
+| HAWQ                                           | here                                                      |
+|------------------------------------------------|-----------------------------------------------------------|
+| `quant_input`                                  | `conv1.input`                                             |
+| `quant_init_block_convbn`, `quant_init_convbn` | `conv1.weight`                                            |
+| `stageI.unitJ.quant_convbnK`                   | `layerI.{J-1}.convK.weight`                               |
+| `stageI.unitJ.quant_identity_convbn`           | `layerI.{J-1}.downsample.0.weight`                        |
+| `stageI.unitJ.quant_act`                       | `.input` of `layerI.{J-1}.conv1` and of `.downsample.0`   |
+| `stageI.unitJ.quant_actK`                      | `layerI.{J-1}.conv{K+1}.input`                            |
+| `quant_act_output`, `quant_output`             | `fc.input`, `fc.weight`                                   |
+| `*quant_act_int32`                             | nothing: the sum of a block, wider than any choice here   |
 
 A name without `quant_` is a layer, whose weight and input have these bits both: HAWQ ties them. Weights are symmetric
 per channel, activations symmetric per tensor (Yao et al., HAWQ-V3, ICML 2021, arXiv:2011.10680, section 3).
@@ -33,6 +33,7 @@ SUMS = "quant_act_int32"
 WHOLE = {
     "quant_input": ("conv1", "input"),
     "quant_init_block_convbn": ("conv1", "weight"),
+    "quant_init_convbn": ("conv1", "weight"),
     "quant_act_output": ("fc", "input"),
     "quant_output": ("fc", "weight"),
 }

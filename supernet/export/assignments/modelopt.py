@@ -10,15 +10,15 @@ A configuration is an ordered list of entries; a later one overrides an earlier 
 | any of these with `"parent_class": "nn.Conv2d"`          | the same, in modules of that class only      |
 | older mapping `{pattern: {"num_bits": ..., "axis": ..}}` | as a list in the order of its keys; `default` = `*` |
 
-What no entry matches is on, at 8 bits per tensor. Checked against ModelOpt 0.47 (tests/golden/bit_maps.json). Its
-integers are symmetric; a subnet with zero-points can only be written loosely.
+What no entry matches is on, at 8 bits, weights per channel. Checked against ModelOpt 0.47 (tests/golden/bit_maps.json).
+Its integers are symmetric; a subnet with zero-points can only be written loosely.
 """
 
 from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -29,6 +29,7 @@ from supernet.export.assignments.names import WAY_OUT, Names, few
 from supernet.export.assignments.tensors import quantized, whole
 
 CLASSES = {"nn.Conv2d": "conv", "nn.Linear": "linear"}
+UNTOLD: dict[str, dict[str, Any]] = {"weight": {"num_bits": 8, "axis": 0}, "input": {"num_bits": 8, "axis": None}}
 RECIPE = ".quant_recipe"
 ATTRIBUTES = ("num_bits", "axis", "enable", "cfg", "block_sizes")
 
@@ -37,8 +38,8 @@ ATTRIBUTES = ("num_bits", "axis", "enable", "cfg", "block_sizes")
 class _State:
     """One quantizer of theirs; as here before any entry."""
 
+    attributes: Mapping[str, Any]
     on: bool = True
-    attributes: Mapping[str, Any] = field(default_factory=dict)
 
 
 class ModelOpt:
@@ -64,7 +65,7 @@ class ModelOpt:
             return self._read_recipe(recipe, names)
         if isinstance(content, Mapping):
             content = content.get("quant_cfg", content)
-        states = {f"{layer}.{what}": _State() for layer in names.kinds for what in ("weight", "input")}
+        states = {f"{layer}.{what}": _State(UNTOLD[what]) for layer in names.kinds for what in UNTOLD}
         strange = []
         for entry in _entries(content):
             hits, known = _matched(entry, names)
