@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,7 +31,7 @@ def main(cfg: DictConfig) -> None:
 
     from supernet.artefacts import VerificationError, progress
     from supernet.config import build
-    from supernet.export.bit_maps import write_maps, writer_of
+    from supernet.export.bit_maps import export_bits, write_maps
     from supernet.export.bundle import export
     from supernet.run import load
 
@@ -41,12 +42,16 @@ def main(cfg: DictConfig) -> None:
     run = load(cfg.run, trusted=tuple(cfg.trust))
     assert run.task is not None  # a run without one is refused by load
     exporter = build(profile, trusted=tuple(cfg.trust))
-    forms, reading = list(cfg.bits), {key: cfg[key] for key in ("default", "loose")} | {"names": dict(cfg.names)}
-    for form in forms:
-        writer_of(form)  # before anything is written
+    forms, reading = [str(form) for form in cfg.bits], {"default": cfg.default, "loose": bool(cfg.loose)}
+    reading["names"] = renamed([str(pair) for pair in cfg.names])
     if cfg.get("assignment"):
         reading["form"] = build(cfg.assignment, trusted=tuple(cfg.trust))
     wanted = chosen(run, str(cfg.subnet), **reading)
+    configs = {config.id: config for config in (run.net.space.config(record["indices"]) for record in wanted)}
+    for form, config in itertools.product(forms, configs.values()):
+        export_bits(
+            run.net, config, form, loose=bool(cfg.loose)
+        )  # what it cannot say is known before anything is written
     cards, failures = [], []
     with progress("export", len(wanted)) as bar:
         for record in wanted:
@@ -54,8 +59,7 @@ def main(cfg: DictConfig) -> None:
             folder, batches = out / "export" / str(about["id"]), run.task.test(cfg.images)
             try:
                 cards.append(export(subnet, run.net.example, folder, exporter, batches, meta=about, seed=int(cfg.seed)))
-                config = run.net.space.config(record["indices"])
-                write_maps(run.net, config, subnet, folder / "bits", forms, bool(cfg.loose))
+                write_maps(run.net, configs[str(about["id"])], subnet, folder / "bits", forms, bool(cfg.loose))
             except VerificationError as error:
                 failures.append(f"{about['name']}: {error}")
             bar.advance(note=str(about["name"]))
@@ -84,7 +88,7 @@ def chosen(run: Run, name: str, **reading: Any) -> list[Record]:
     records: list[Record]
     if path.suffix and path.is_file():
         found = read_json(path)
-        if isinstance(found, dict) and "fingerprint" in found:
+        if isinstance(found, dict) and {"fingerprint", "indices"} & set(found):
             records = [{"file": path} | found]
         else:
             config = import_bits(run.net, found, **reading)
@@ -108,6 +112,14 @@ def chosen(run: Run, name: str, **reading: Any) -> list[Record]:
                 f"{run.net.fingerprint}; search again in this run"
             )
     return list({tuple(record["indices"]): record for record in reversed(records)}.values())[::-1]
+
+
+def renamed(pairs: list[str]) -> dict[str, str | None]:
+    """The setting `names`: `theirs:ours` for each, `theirs:` for what is to be left out."""
+    wrong = [pair for pair in pairs if pair.count(":") != 1]
+    if wrong:
+        raise ValueError(f"names are written theirs:ours, or theirs: to leave one out; got {wrong[0]!r}")
+    return {theirs: ours or None for theirs, ours in (pair.split(":") for pair in pairs)}
 
 
 def materialised(run: Run, record: Record) -> nn.Module:

@@ -142,16 +142,16 @@ def writer_of(form: str, **options: Any) -> BitMapWriter:
 
 def _reader(form: str | BitMapReader, content: Any) -> BitMapReader:
     """The reader that is asked for, or the one that recognises the content."""
-    if not isinstance(form, str):
-        return form
     forms = {p.stem: _named(p.stem) for p in sorted(CONF.glob("*.yaml"))}
     readers = {name: made for name, made in forms.items() if isinstance(made, BitMapReader)}
     if form != "auto":
-        made = _named(form)
+        made, name = (_named(form), form) if isinstance(form, str) else (form, type(form).__name__)
         if not isinstance(made, BitMapReader):
-            raise ValueError(f"bit maps of {form} are only written; read one of {', '.join(readers)}")
+            raise ValueError(f"bit maps of {name} are only written; read one of {', '.join(readers)}")
         if not made.recognises(content):
-            raise ValueError(f"this is no bit map of {form}: {_glance(content)}; form=auto looks for the form it has")
+            raise ValueError(
+                f"this is no bit map of {name}: {_glance(content)}; leave the form out to have it recognised"
+            )
         return made
     found = [name for name, reader in readers.items() if reader.recognises(content)]
     if len(found) != 1:

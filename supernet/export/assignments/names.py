@@ -40,7 +40,10 @@ SUFFIXES = (
     "_activation_holder_quantizer",
     "_bn",
 )
-WAY_OUT = 'say what they mean with names={"theirs": "ours"}, or leave them out with names={"theirs": None}'
+WAY_OUT = (
+    'say what they mean with names={"theirs": "ours"}, or {"theirs": None} to leave them out '
+    "(names=[theirs:ours,theirs:] on the command line)"
+)
 
 
 class Names:

@@ -150,7 +150,7 @@ class TestWhichForm:
         [
             ({"a": "b"}, "auto", r'a bit map of no known form: \{"a": "b"\}; name its form, one of aimet, hawq, mct'),
             ({"quant_cfg": [], "encodings": []}, "auto", "of aimet and modelopt at once"),
-            ({"3": [4, 4]}, "aimet", "this is no bit map of aimet: .*form=auto"),
+            ({"3": [4, 4]}, "aimet", "this is no bit map of aimet: .*leave the form out"),
             ({"3": [4, 4]}, "nncf", "no form of bit maps 'nncf'; choose one of aimet, hawq, mct, modelopt, ort, plain"),
             ({"3": [4, 4]}, "ort", "bit maps of ort are only written; read one of aimet, hawq, mct, modelopt, plain"),
         ],
