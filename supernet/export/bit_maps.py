@@ -5,7 +5,7 @@ The forms are the options of conf/assignment, a class each; names are matched by
 
 from __future__ import annotations
 
-import json
+import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -150,19 +150,14 @@ def _reader(form: str | BitMapReader, content: Any) -> BitMapReader:
             raise ValueError(f"bit maps of {name} are only written; read one of {', '.join(readers)}")
         if not made.recognises(content):
             raise ValueError(
-                f"this is no bit map of {name}: {_glance(content)}; leave the form out to have it recognised"
+                f"this is no bit map of {name}: {reprlib.repr(content)}; leave the form out to have it recognised"
             )
         return made
     found = [name for name, reader in readers.items() if reader.recognises(content)]
     if len(found) != 1:
         said = f"of {' and '.join(found)} at once" if found else "of no known form"
-        raise ValueError(f"a bit map {said}: {_glance(content)}; name its form, one of {', '.join(readers)}")
+        raise ValueError(f"a bit map {said}: {reprlib.repr(content)}; name its form, one of {', '.join(readers)}")
     return readers[found[0]]
-
-
-def _glance(content: Any) -> str:
-    shown = json.dumps(content, default=lambda other: type(other).__name__)
-    return shown if len(shown) <= 80 else f"{shown[:77]}..."
 
 
 # -- choices -----------------------------------------------------------------------------------------------------------

@@ -47,7 +47,7 @@ class Aimet:
             if name.endswith(WEIGHT):
                 weights[name] = stated
             elif kind == "input":
-                said |= {f"{layer}.input": stated for layer in [names.layer(name)] if layer is not None}
+                said |= {f"{layer}.input": stated for layer in [names.layer(name)] if layer in names.kinds}
             elif not name.endswith(".bias"):
                 tensors[name] = stated
         found = {f"{ours}.weight": weights[theirs] for theirs, ours in names.layers(weights).items()}

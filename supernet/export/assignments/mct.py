@@ -7,7 +7,8 @@ Two small forms are read; docs/bit-maps.md shows how to write them down from wha
     {"mixed_precision_cfg": [0, 1], "candidates": {"conv1_bn": [{"weights": 8}, {"weights": 4}], "fc": [...]}}
 
 `weights` are those of the node; `activations` what it *writes*, as MCT means it; `inputs` what it reads, for maps by
-hand. In the second form the candidates stand in the order of MCT's configurable nodes. Scales are not said.
+hand. In the second form the candidates stand in the order of MCT's configurable nodes. Scales are not said; 32 bits are
+floating point, and say nothing.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from supernet.export.assignments.names import Names
 from supernet.export.assignments.tensors import whole
 
 KEYS = ("weights", "activations", "inputs")
+FLOAT = (None, 32)
 SEARCHED = "mixed_precision_cfg"
 
 
@@ -42,7 +44,7 @@ class Mct:
         """
         nodes = _picked(content) if SEARCHED in content else content
         stated = {
-            key: {name: Stated(whole(node[key], name)) for name, node in nodes.items() if node.get(key) is not None}
+            key: {name: Stated(whole(node[key], name)) for name, node in nodes.items() if node.get(key) not in FLOAT}
             for key in KEYS
         }
         said = {f"{ours}.weight": stated["weights"][theirs] for theirs, ours in names.layers(stated["weights"]).items()}

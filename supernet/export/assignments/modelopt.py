@@ -202,6 +202,7 @@ def _stated(name: str, attributes: Any) -> Stated:
             f"{name} shares scales in blocks {attributes['block_sizes']} in the map; "
             "here they are per tensor or per channel"
         )
+    axis = axis[0] if isinstance(axis, list | tuple) and len(axis) == 1 else axis
     if axis not in (None, 0) or (axis == 0 and name.endswith(".input")):
         raise ValueError(
             f"{name} has scales along axis {axis} in the map; here weights may along axis 0, inputs may not"

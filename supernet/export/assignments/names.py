@@ -109,9 +109,13 @@ class Names:
 
         Tensors that no layer of ours reads are passed over: residual sums, logits.
         """
-        said = {self.renamed[name]: stated for name, stated in tensors.items() if self.renamed.get(name)}
-        known: dict[str, Stated] = {}
+        said: dict[str, Stated] = {}
         for name, stated in tensors.items():
+            ours = self.renamed.get(name)
+            if ours is not None:
+                said[f"{ours}.input" if ours in self.kinds else ours] = stated
+        known: dict[str, Stated] = {}
+        for name, stated in ((n, s) for n, s in tensors.items() if n not in self.renamed):
             for spelled in spellings(name):
                 known.setdefault(spelled, stated)
                 known.setdefault(underscored(spelled), stated)
@@ -119,7 +123,7 @@ class Names:
             found = next((known[key] for w in writers for key in (w, underscored(w)) if key in known), None)
             if found is not None:
                 said.setdefault(f"{layer}.input", found)
-        return {name: stated for name, stated in said.items() if name is not None}
+        return said
 
     @functools.cached_property
     def _writers(self) -> dict[str, list[str]]:

@@ -93,7 +93,9 @@ class TestWriters:
 
     def test_the_input_by_its_name_here_or_by_what_it_is_said_to_be(self, net):
         assert Names(net).inputs({"x_activation_holder_quantizer": Stated(3)}) == {"stem.input": Stated(3)}
-        assert Names(net, {"t.1": "stem.input"}).inputs({"t.1": Stated(3)}) == {"stem.input": Stated(3)}
+        for meant in ("stem.input", "stem"):
+            assert Names(net, {"t.1": meant}).inputs({"t.1": Stated(3)}) == {"stem.input": Stated(3)}
+        assert Names(net, {"relu": None}).inputs({"relu": Stated(3)}) == {}
 
     def test_inside_stages_and_behind_a_folded_norm(self):
         model = nn.Sequential(

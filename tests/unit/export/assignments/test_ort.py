@@ -2,7 +2,6 @@
 
 import copy
 import json
-import logging
 import warnings
 
 import numpy as np
@@ -63,7 +62,6 @@ def overrides(content):
 
 def quantized(model, told, tmp_path):
     """Type and number of scales of every tensor that onnxruntime quantizes, by its name in the float model."""
-    logging.getLogger().setLevel(logging.ERROR)
     shape = [d.dim_value or 1 for d in onnx.load(model).graph.input[0].type.tensor_type.shape.dim]
     source, out = onnx.load(model).graph.input[0].name, tmp_path / "quantized.onnx"
     extra = {"TensorQuantOverrides": copy.deepcopy(told)}

@@ -78,6 +78,10 @@ class TestMct:
         by_node = {name: nodes[name] for name in layers}
         assert Mct().read(content, Names(net)) == Mct().read(by_node, Names(net))
 
+    def test_floats_say_nothing(self, net):
+        nodes = {"fc": {"weights": 32, "inputs": 8}, "relu": {"activations": 32}}
+        assert Mct().read(nodes, Names(net)) == {"fc.input": Stated(8)}
+
     def test_what_a_layer_reads_may_be_said_by_hand(self, net):
         said = Mct().read({"fc": {"weights": 4, "inputs": 3}, "pool": {"activations": 8}}, Names(net))
         assert said == {"fc.weight": Stated(4), "fc.input": Stated(3)}
