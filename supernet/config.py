@@ -92,6 +92,20 @@ class QuantConfig:
         return f"{self.format} {self.granularity} {'symmetric' if self.symmetric else 'asymmetric'}"
 
 
+@dataclass(frozen=True, slots=True)
+class Stated:
+    """What a bit map found elsewhere says of one tensor.
+
+    Attributes:
+        bits: of each element.
+        granularity, symmetric: None: it does not say.
+    """
+
+    bits: int
+    granularity: Granularity | None = None
+    symmetric: bool | None = None
+
+
 Choice = QuantConfig | int
 
 

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from supernet.config import Stated, SubnetConfig
 from supernet.cost import Factors
 from supernet.space import Dimension, Indices
 
@@ -152,4 +153,41 @@ class Exporter(Protocol):
 
     def verify(self, path: Path, model: nn.Module, batches: Iterable[Batch]) -> dict[str, Any]:
         """Run the file beside the model; figures and a verdict."""
+        ...
+
+
+@runtime_checkable
+class BitMapReader(Protocol):
+    """Understands one form in which others write down which layer has how many bits."""
+
+    def recognises(self, content: Any) -> bool:
+        """Whether `content` (JSON, or the other tool's own objects) has this form; looks at its outside only."""
+        ...
+
+    def read(self, content: Any, names: Any) -> dict[str, Stated]:
+        """What it says, by our dimension (`layer1.0.conv1.weight`).
+
+        Args:
+            content: what was recognised.
+            names: how the layers of the network are found by foreign names (`supernet.export.assignments.names.Names`).
+        """
+        ...
+
+
+@runtime_checkable
+class BitMapWriter(Protocol):
+    """Writes one subnet in a form that others read."""
+
+    def write(self, net: Any, config: SubnetConfig, loose: bool = False) -> dict[str, Any]:
+        """The bit map of a subnet of `net` (a SuperNet), as JSON holds it.
+
+        Args:
+            net: the supernet.
+            config: the subnet.
+            loose: what the form cannot say takes the next that it can; else it is an error.
+        """
+        ...
+
+    def beside(self, subnet: nn.Module, net: Any) -> dict[str, bytes]:
+        """Files that the map of a materialised subnet needs beside it, by name."""
         ...

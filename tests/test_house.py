@@ -54,6 +54,10 @@ supernet.export.operators
 supernet.export.fold supernet.export.lower
 supernet.export.deploy
 supernet.export.onnx supernet.export.integer
+supernet.export.assignments.names
+supernet.export.assignments.tensors
+supernet.export.assignments
+supernet.export.bit_maps
 supernet.export.verify
 supernet.export.profile
 supernet.export.bundle

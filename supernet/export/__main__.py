@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,6 +31,7 @@ def main(cfg: DictConfig) -> None:
 
     from supernet.artefacts import VerificationError, progress
     from supernet.config import build
+    from supernet.export.bit_maps import export_bits, write_maps
     from supernet.export.bundle import export
     from supernet.run import load
 
@@ -40,7 +42,16 @@ def main(cfg: DictConfig) -> None:
     run = load(cfg.run, trusted=tuple(cfg.trust))
     assert run.task is not None  # a run without one is refused by load
     exporter = build(profile, trusted=tuple(cfg.trust))
-    wanted = chosen(run, str(cfg.subnet))
+    forms, reading = [str(form) for form in cfg.bits], {"default": cfg.default, "loose": bool(cfg.loose)}
+    reading["names"] = renamed([str(pair) for pair in cfg.names])
+    if cfg.get("assignment"):
+        reading["form"] = build(cfg.assignment, trusted=tuple(cfg.trust))
+    wanted = chosen(run, str(cfg.subnet), **reading)
+    configs = {config.id: config for config in (run.net.space.config(record["indices"]) for record in wanted)}
+    for form, config in itertools.product(forms, configs.values()):
+        export_bits(
+            run.net, config, form, loose=bool(cfg.loose)
+        )  # what it cannot say is known before anything is written
     cards, failures = [], []
     with progress("export", len(wanted)) as bar:
         for record in wanted:
@@ -48,6 +59,7 @@ def main(cfg: DictConfig) -> None:
             folder, batches = out / "export" / str(about["id"]), run.task.test(cfg.images)
             try:
                 cards.append(export(subnet, run.net.example, folder, exporter, batches, meta=about, seed=int(cfg.seed)))
+                write_maps(run.net, configs[str(about["id"])], subnet, folder / "bits", forms, bool(cfg.loose))
             except VerificationError as error:
                 failures.append(f"{about['name']}: {error}")
             bar.advance(note=str(about["name"]))
@@ -57,22 +69,30 @@ def main(cfg: DictConfig) -> None:
     print(f"exported: {out / 'export'}")
 
 
-def chosen(run: Run, name: str) -> list[Record]:
+def chosen(run: Run, name: str, **reading: Any) -> list[Record]:
     """The records of the subnets that `name` names, each once.
 
     Args:
         run: the run.
-        name: `all` of front.json, the label of a budget there, an id, or a JSON file with `indices`.
+        name: `all` of front.json, the label of a budget there, an id, a JSON file with `indices`, or a bit map.
+        reading: how a bit map is to be read: see `supernet.export.bit_maps.import_bits`.
 
     Raises:
         FileNotFoundError: nothing was searched yet.
-        ValueError: no such subnet, or a record of another space.
+        ValueError: no such subnet, a record of another space, or a bit map that does not fit it.
     """
     from supernet.artefacts import read_json
+    from supernet.export.bit_maps import import_bits
 
     path, front = Path(name), run.path / "front.json"
-    if path.suffix == ".json" and path.is_file():
-        records = [{"file": path} | read_json(path)]
+    records: list[Record]
+    if path.suffix and path.is_file():
+        found = read_json(path)
+        if isinstance(found, dict) and {"fingerprint", "indices"} & set(found):
+            records = [{"file": path} | found]
+        else:
+            config = import_bits(run.net, found, **reading)
+            records = [{"label": path.stem, "id": config.id, "indices": list(config.row)}]
     elif not front.is_file():
         raise FileNotFoundError(
             f"no front at {front}; make one with `elastibit search run={run.path} budget.bitops=w4a4`"
@@ -92,6 +112,14 @@ def chosen(run: Run, name: str) -> list[Record]:
                 f"{run.net.fingerprint}; search again in this run"
             )
     return list({tuple(record["indices"]): record for record in reversed(records)}.values())[::-1]
+
+
+def renamed(pairs: list[str]) -> dict[str, str | None]:
+    """The setting `names`: `theirs:ours` for each, `theirs:` for what is to be left out."""
+    wrong = [pair for pair in pairs if pair.count(":") != 1]
+    if wrong:
+        raise ValueError(f"names are written theirs:ours, or theirs: to leave one out; got {wrong[0]!r}")
+    return {theirs: ours or None for theirs, ours in (pair.split(":") for pair in pairs)}
 
 
 def materialised(run: Run, record: Record) -> nn.Module:

@@ -31,7 +31,7 @@ def deploy(subnet: nn.Module, example: Float[Tensor, "n ..."]) -> Deployed:
         ValueError: a forward pass that cannot be traced, an operator that the exporter does not know, a BatchNorm that
             does not follow a layer alone, a grid that is not integer, a bias beyond int32.
     """
-    flat = _flatten(copy.deepcopy(subnet).eval())
+    flat = flatten(copy.deepcopy(subnet).eval())
     ShapeProp(flat).propagate(torch.cat([example[:1]] * BATCH))
     plan = _Plan(flat)
     plan.drop_free()
@@ -50,7 +50,8 @@ class _Tracer(fx.Tracer):
         return kept or super().is_leaf_module(m, module_qualified_name)
 
 
-def _flatten(subnet: nn.Module) -> fx.GraphModule:
+def flatten(subnet: nn.Module) -> fx.GraphModule:
+    """The graph of a network, blocks and stages opened up; ValueError where its forward pass cannot be traced."""
     try:
         return fx.GraphModule(subnet, _Tracer().trace(subnet))
     except Exception as error:  # a forward pass may raise anything when it is given a proxy

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import onnx
 import pytest
 import torch
 
@@ -10,6 +11,7 @@ import elastibit
 from supernet.artefacts import save_tensors
 from supernet.calibration.batchnorm import norms, recalibrate
 from supernet.export.__main__ import chosen, described, materialised
+from supernet.export.bit_maps import export_bits
 from supernet.run import load
 
 TRAIN = (
@@ -107,6 +109,63 @@ class TestMaterialised:
         about = described(run, record)
         assert about["name"] == f"digits w4a4 ({record['id']})" and about["model"].startswith("CifarResNet")
         assert about["indices"] == record["indices"] and about["accuracy on select"] == 0.5
+
+
+@pytest.fixture
+def foreign(run, tmp_path):
+    """A ModelOpt configuration of a subnet that no search has found."""
+    config = run.net.space.config(run.net.space.uniform("w8a4").row)
+    path = tmp_path / "found.json"
+    path.write_text(json.dumps(export_bits(run.net, config, "modelopt")))
+    return path, config
+
+
+class TestBitMaps:
+    def test_a_map_of_another_tool_is_a_subnet(self, run, foreign):
+        path, config = foreign
+        (record,) = chosen(run, str(path))
+        assert record == {"label": "found", "id": config.id, "indices": list(config.row)}
+        assert described(run, record)["budget"] == "found"
+        path.write_text(json.dumps({run.net.layers[1].name: [4, 8]}))
+        (record,) = chosen(run, str(path), default="w8a8", form="plain")
+        found = run.net.space.config(record["indices"])
+        assert found[run.net.layers[1].weight].bits == 4 and found[run.net.layers[2].weight].bits == 8
+
+    def test_in_and_out_again(self, run, foreign, capsys):
+        path, config = foreign
+        words = f"threads=1 profile.rounds=20 images=64 subnet={path} bits=[modelopt,ort,plain] assignment=modelopt"
+        assert elastibit.main(["export", f"run={run.path}", *words.split()]) == 0
+        assert "found" in capsys.readouterr().out
+        folder = run.path / "export" / config.id / "bits"
+        assert sorted(p.name for p in folder.iterdir()) == ["float.onnx", "modelopt.json", "ort.json", "plain.json"]
+        assert json.loads((folder / "modelopt.json").read_text()) == json.loads(path.read_text())
+        named = {tensor.name for tensor in onnx.load(folder / "float.onnx").graph.initializer}
+        weights = {f"{layer.name}.weight" for layer in run.net.layers if layer.weight in config}
+        assert weights <= named & set(json.loads((folder / "ort.json").read_text()))
+
+    @pytest.mark.parametrize(
+        ("words", "said"),
+        [
+            ("bits=[hawq]", "only read; write one of modelopt, ort, plain"),
+            ("bits=[tvm]", "no form of bit maps 'tvm'"),
+            ("subnet={path} assignment=aimet", "this is no bit map of Aimet"),
+            ("subnet={path} names=[/a/b.0/Relu_1:nowhere,t.1:]", "names= points to nowhere"),
+            (
+                "subnet={path} names=[nowhere]",
+                "names are written theirs:ours, or theirs: to leave one out; got 'nowhere'",
+            ),
+            ("subnet={path} default=w4", "wXaY"),
+            ("subnet={wrong}", "no layer here is called nope"),
+        ],
+    )
+    def test_bad_settings(self, run, foreign, tmp_path, capsys, words, said):
+        wrong = tmp_path / "wrong.json"
+        wrong.write_text(json.dumps({"nope": [4, 4]}))
+        words = words.format(path=foreign[0], wrong=wrong).split()
+        assert elastibit.main(["export", f"run={run.path}", *words]) == 2
+        error = capsys.readouterr().err
+        assert said in error and error.count("\n") == 1
+        assert not (run.path / "export").exists()
 
 
 class TestDoor:
