@@ -6,8 +6,9 @@ For each network: our file with weights and activations of 8 bits (profiles int8
 (torch.onnx.export simplified by onnxruntime, and our own float twin; the faster one is the baseline), and
 `onnxruntime.quantization.quantize_static` (QDQ, weights int8 per channel, activations uint8) of the simplified file,
 calibrated on the same images. All files are open in one process; in each round each of them takes one image several
-times in a row, in a shuffled order, on one thread. A ratio is the median of one side over the median of the other in
-the same rounds, with a bootstrap 95 % interval; a goal is met when the middle of that is within its limit.
+times in a row (the median counts), in a shuffled order, on one thread. A ratio is the median of one side over the
+median of the other in the same rounds, with a bootstrap 95 % interval; a goal is met when the middle of that is within
+its limit.
 
 The error is the largest difference to the float file's logits on the test images, as a share of the largest logit.
 Seconds are those of `elastibit export` for one subnet: fold, write, prove. Sizes are of files with weights of 2 to 8
@@ -27,6 +28,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.exporting.goals import (
@@ -55,8 +57,8 @@ if TYPE_CHECKING:
 RESULT = Path(__file__).resolve().parent / "results" / "export.json"
 SIZES = (2, 3, 4, 6, 8)
 ACTIVATIONS = (4, 8)
-TURN = 5e-3
-"""Seconds that a file computes, image after image, before it is the next one's turn."""
+TURN, FEWEST_TIMES = 5e-3, 5
+"""About how many seconds a file computes, image after image, before it is the next one's turn; the fewest images."""
 
 
 @dataclass
@@ -219,15 +221,12 @@ def size(net: SuperNet, made: Material, bits: int, outcome: Outcome) -> None:
 
 
 def accuracies(problem: Problem, made: Material) -> dict[str, float]:
-    """Of the float network, and of subnets with and without deployment sites after BatchNorm recalibration."""
-    from supernet.calibration.batchnorm import recalibrate
-
+    """Of the float network, and of subnets with and without deployment sites; scales are calibrated, nothing learns."""
     found = {"float": accuracy(made.model, made)}
     for sites in (True, False):
         net = supernet(problem, made, sites)
         for bits in (8, 4):
             subnet = net.materialise(chosen(net, bits, bits)).eval()
-            recalibrate(subnet, made.calibration.split(128))
             found[f"w{bits}a{bits}, {'sites' if sites else 'no sites'}"] = accuracy(subnet, made)
     return found
 
@@ -277,17 +276,17 @@ class _Turn:
     """A file that `benchmarks.timing.race.rounds` can ask for the seconds of one image."""
 
     def __init__(self, session: InferenceSession, feed: dict[str, Any]) -> None:
-        self.session, self.feed, self.times = session, feed, 1
-        for _ in range(3):
-            once = self.ask(LATENCY, 0)["seconds"]
-        self.times = max(1, round(TURN / once))
+        self.session, self.feed, self.times = session, feed, FEWEST_TIMES
+        self.times = max(FEWEST_TIMES, round(TURN / self.ask(LATENCY, 0)["seconds"]))
 
     def ask(self, word: str, timeout: float) -> dict[str, Any]:
-        """Seconds of one image, among several in a row."""
-        start = time.perf_counter()
+        """Median seconds of one image, among several in a row: what another process interrupts does not count."""
+        seconds = []
         for _ in range(self.times):
+            start = time.perf_counter()
             self.session.run(None, self.feed)
-        return {"seconds": (time.perf_counter() - start) / self.times}
+            seconds.append(time.perf_counter() - start)
+        return {"seconds": median(seconds)}
 
 
 def race(

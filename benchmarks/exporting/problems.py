@@ -216,7 +216,7 @@ def cifar10(data: Path) -> tuple[Tensor, Tensor, Tensor]:
     return part("train", 512), part("test", len(labels)), labels
 
 
-def imagenet(data: Path, calibrated: int = 64, tested: int = 128) -> tuple[Tensor, Tensor, Tensor]:
+def imagenet(data: Path, calibrated: int = 64, tested: int = 64) -> tuple[Tensor, Tensor, Tensor]:
     """Every eighth of the first images to calibrate with, every eighth of all from the fifth on to test."""
     from PIL import Image
 
