@@ -199,13 +199,8 @@ PLACED: dict[str, tuple[Callable[..., Tensor], set[str], set[str]]] = {
         {"b"},
     ),
     "identities, dropout and stochastic depth are looked through": (
-        lambda m, x: m.f((lambda y: m.depth(m.same(m.bn(m.b(y)))) + m.drop(y))(m.r(m.a(x))).mean((2, 3))),
-        {"r", "bn", "add"},
-        {"b"},
-    ),
-    "an identity before an activation": (
-        lambda m, x: m.f((lambda y: m.r(m.same(m.bn(m.b(y)))) + y)(F.relu(m.a(x), True)).mean((2, 3))),
-        {"relu", "r", "add"},
+        lambda m, x: m.f((lambda y: m.depth(m.same(m.bn(m.b(y)))) + m.drop(y))(F.relu(m.same(m.a(x)))).mean((2, 3))),
+        {"relu", "bn", "add"},
         {"b"},
     ),
     "an identity before a layer": (lambda m, x: m.f(m.b(m.same(F.relu(m.a(x)))).mean((2, 3))), {"b"}, set()),
