@@ -1,9 +1,10 @@
-"""Writes README's performance section from the results of step_time.py, compile.py and evaluate.py (and gpu.py's).
+"""Writes README's performance sections: of step_time.py, compile.py and evaluate.py (and gpu.py), and of export.py.
 
     python benchmarks/readme.py [--check]
 
 One table of goals: what was measured with its 95 % interval, the limit, and whether the middle of the interval is
-within it; below it the machine, the versions and the command lines. With --check nothing is written.
+within it; below it the machine, the versions and the command lines. A section whose results are not there (export.json)
+stays as it is. With --check nothing is written.
 """
 
 from __future__ import annotations
@@ -21,10 +22,12 @@ ROOT = Path(__file__).resolve().parent.parent
 README, RESULTS = ROOT / "README.md", ROOT / "benchmarks" / "results"
 NEEDED, WHERE_THERE_IS_ONE = ("step_time", "compile", "evaluate"), ("gpu",)
 MARKS = "<!-- benchmark:step_time -->", "<!-- /benchmark:step_time -->"
+EXPORT_MARKS = "<!-- benchmark:export -->", "<!-- /benchmark:export -->"
 MODELS = {
     "resnet20": "ResNet-20, 32 px",
     "resnet18": "ResNet-18, 64 px",
     "vit_tiny": "ViT-tiny, 64 px",
+    "mobilenetv2": "MobileNetV2, 224 px",
     "python": "chains of 50 and 450 layers",
 }
 MET = {True: "yes", False: "**no**", None: "not judged"}
@@ -124,12 +127,41 @@ def commands(found: Mapping[str, Any]) -> list[str]:
     return [f"{', '.join(lines)}, `python benchmarks/readme.py`; figures in benchmarks/results ({files})."]
 
 
-def replaced(text: str, block: str) -> str:
+def export_section(result: Mapping[str, Any]) -> str:
+    """The text between the marks of export.py: files, sizes, accuracies, failures, goals, machine, command."""
+    from benchmarks.exporting.report import table
+
+    lines = ["| goal | network | ours | against | measured | limit | met |", "|---|---|---|---|---|---|---|"]
+    lines += [row(goal) for goal in result["goals"]]
+    lines += [f"\nbenchmarks/export.py: {result['judged']}."] if result["judged"] != "judged" else []
+    cpu = result["provenance"]["measured"]["cpu"]
+    where = (
+        f"{cpu}, {result['threads']} thread, batch 1, onnxruntime {result['onnxruntime']}. Medians of "
+        f"{result['rounds']} interleaved rounds, ratios with a bootstrap 95 % interval; a goal is met when the middle "
+        "of the interval is within its limit."
+    )
+    command = f"`python benchmarks/{result['command']}`, `python benchmarks/readme.py`; figures in export.json."
+    return "\n".join([table(result), "", *lines, "", where, "", command])
+
+
+def sections(found: Mapping[str, Any], export: Mapping[str, Any] | None) -> dict[tuple[str, str], str]:
+    """The text between each pair of marks, as far as there are results."""
+    made = {MARKS: section(found)}
+    return made if export is None else made | {EXPORT_MARKS: export_section(export)}
+
+
+def exported(folder: Path = RESULTS) -> dict[str, Any] | None:
+    """The result of export.py, if there is one."""
+    path = folder / "export.json"
+    return read_json(path) if path.exists() else None
+
+
+def replaced(text: str, block: str, marks: tuple[str, str] = MARKS) -> str:
     """`text` with another block between the marks; ValueError where it does not hold both marks once, in order."""
-    pattern = f"{re.escape(MARKS[0])}.*?{re.escape(MARKS[1])}"
+    pattern = f"{re.escape(marks[0])}.*?{re.escape(marks[1])}"
     if len(re.findall(pattern, text, flags=re.DOTALL)) != 1:
-        raise ValueError(f"README.md needs {MARKS[0]} and {MARKS[1]} once, where the section belongs; add both lines")
-    return re.sub(pattern, lambda _: f"{MARKS[0]}\n{block}\n{MARKS[1]}", text, flags=re.DOTALL)
+        raise ValueError(f"README.md needs {marks[0]} and {marks[1]} once, where the section belongs; add both lines")
+    return re.sub(pattern, lambda _: f"{marks[0]}\n{block}\n{marks[1]}", text, flags=re.DOTALL)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -140,8 +172,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     try:
-        before = README.read_text()
-        after = replaced(before, section(results()))
+        before = after = README.read_text()
+        for marks, block in sections(results(), exported()).items():
+            after = replaced(after, block, marks)
     except (FileNotFoundError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2

@@ -51,7 +51,7 @@ supernet.training.module
 supernet.training.fit
 supernet.export.graph supernet.export.runtime
 supernet.export.operators
-supernet.export.fold supernet.export.lower
+supernet.export.fold supernet.export.lower supernet.export.kernels
 supernet.export.deploy
 supernet.export.onnx supernet.export.integer
 supernet.export.assignments.names

@@ -21,6 +21,8 @@ class PaddedShortcut(nn.Module):
     akamaster/pytorch_resnet_cifar10, whose weights we load.
     """
 
+    only_moves = True  # its output sits on the grid of its input, so no site is needed behind it
+
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
         if out_channels < in_channels:

@@ -27,9 +27,9 @@ from supernet.elastic.stage import Stage
 from supernet.quant.quantizer import Quantizer
 
 SITE_BITS = 8
-ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.Identity, nn.Dropout)
+ACTIVATIONS = (nn.ReLU, nn.ReLU6)
 ACTIVATION_CALLS = (F.relu, torch.relu, F.relu6, torch.relu_)
-ON_GRID = (nn.MaxPool2d, nn.Flatten, nn.Identity, nn.Dropout, nn.ZeroPad2d)
+ON_GRID = (nn.MaxPool2d, nn.Flatten, nn.ZeroPad2d)
 ON_GRID_CALLS: tuple[Callable[..., object], ...] = (operator.getitem, torch.flatten, F.pad, F.max_pool2d, torch.reshape)
 ON_GRID_METHODS = ("flatten", "view", "reshape", "contiguous")
 PARTS, PARTS_METHODS = (torch.chunk, torch.split, torch.unbind), ("chunk", "split", "unbind")
@@ -208,17 +208,23 @@ def place_sites(model: nn.Module, choice: QuantConfig, example: Tensor) -> fx.Gr
 
 
 class _Data(fx.Interpreter):
-    """Runs a graph and notes its nodes: `floats` are tensors computed from the input, `plain` hold no tensor at all."""
+    """Runs a graph and notes its nodes: `floats` are tensors computed from the input, `plain` hold no tensor at all,
+    `same` give in evaluation the very tensor that they take, unchanged (identity, dropout, stochastic depth)."""
 
     def __init__(self, graph: fx.GraphModule) -> None:
         super().__init__(graph)
+        self.same: set[fx.Node] = set()
         self.live: set[fx.Node] = set()
         self.floats: set[fx.Node] = set()
         self.plain: set[fx.Node] = set()
 
     def run_node(self, n: fx.Node) -> Any:
         """Run one node and classify what it gives."""
+        sources = [self.env[source] for source in n.all_input_nodes[:1]]
+        before = [t._version for t in sources if isinstance(t, Tensor)]  # what works in place gives what it takes too
         out = super().run_node(n)
+        if n.op != "output" and before and out is sources[0] and out._version == before[0]:
+            self.same.add(n)
         tensors = [t for t in (out if isinstance(out, list | tuple) else [out]) if isinstance(t, Tensor)]
         if not tensors:
             self.plain.add(n)
@@ -279,7 +285,9 @@ class _Sites:
 
     def stays_on_grid(self, node: fx.Node) -> bool:
         """Whether the node only moves values: its output sits on the grid of its input."""
-        source = self.source(node)
+        source, module = self.source(node), self.module(node)
+        if node in self.data.same:
+            return True
         if node.target is operator.getitem and source is not None and source not in self.data.floats:
             return self.splits(source)
         if node.target is F.pad and any(node.kwargs.get("value", v) not in (None, 0) for v in (node.args[3:4] or (0,))):
@@ -288,7 +296,7 @@ class _Sites:
             return node.target in ON_GRID_METHODS or self.splits(node)
         if node.op == "call_function":
             return node.target in ON_GRID_CALLS or self.splits(node)
-        return isinstance(self.module(node), ON_GRID)
+        return isinstance(module, ON_GRID) or getattr(module, "only_moves", False)
 
     def splits(self, node: fx.Node) -> bool:
         """Whether the node gives several parts of one tensor."""
@@ -302,6 +310,10 @@ class _Sites:
             return node.target in ("relu", "relu_")
         return isinstance(self.module(node), (*ACTIVATIONS, nn.modules.batchnorm._BatchNorm))
 
+    def readers(self, node: fx.Node) -> list[fx.Node]:
+        """Nodes that use the tensor, looking through those that do nothing in evaluation."""
+        return [r for user in node.users for r in (self.readers(user) if user in self.data.same else [user])]
+
     def consumers(self, node: fx.Node) -> list[fx.Node]:
         """Nodes that use the tensor's values, looking through those that only move them."""
         found = []
@@ -314,8 +326,8 @@ class _Sites:
         """Whether values are made here that more than one layer's own quantizer, or something else, will read."""
         if node not in self.data.floats or self.stays_on_grid(node):
             return False
-        users = list(node.users)
-        if len(users) == 1 and self.fuses(users[0]):
+        readers = self.readers(node)
+        if len(readers) == 1 and self.fuses(readers[0]):
             return False  # an inner step of conv -> norm -> activation
         consumers = self.consumers(node)
         inner = [user for user in consumers if user.op != "output"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +16,7 @@ from supernet.elastic.layers import QuantLayer
 from supernet.export.fold import check, fold
 from supernet.export.graph import Deployed, Grid, Move, Op
 from supernet.export.lower import BATCH, At, activation_of, is_free, is_move, lower, shape
+from supernet.export.operators import Conv, Pad
 from supernet.quant.quantizer import Quantizer
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
@@ -200,6 +203,7 @@ class _Plan:
                 for op in self._operators(node, names, grids):
                     grids[op.name] = grids[op.inputs[0]] if isinstance(op, Move) else op.grid
                     ops.append(op)
+        ops = merge_pads(ops, names[output])
         return Deployed(ops, names[inputs[0]], names[output], example, folded, (shape(output) or ())[1:])
 
     def _operators(self, node: fx.Node, names: dict[fx.Node, str], grids: dict[str, Grid | None]) -> list[Op]:
@@ -219,6 +223,25 @@ class _Plan:
         if last is not None and grid is not None:
             last.grid, last.activation, last.site = grid, fused.activation, site
         return ops
+
+
+def merge_pads(ops: Sequence[Op], result: str) -> list[Op]:
+    """The operators with zeros around height and width, that one convolution alone reads, moved into its padding.
+
+    As timm's Conv2dSame and TensorFlow pad: a convolution may pad more on one side than on the other.
+    """
+    readers = Counter(name for op in ops for name in {*op.inputs}) + Counter([result])
+    pads = {op.name: op for op in ops if isinstance(op, Pad) and readers[op.name] == 1 and not any(op.padding[4:])}
+    merged = set()
+    for op in ops:
+        pad = pads.get(op.inputs[0]) if isinstance(op, Conv) else None
+        if isinstance(op, Conv) and pad is not None:
+            left, right, top, bottom = pad.padding[:4]
+            before = op.padding
+            op.padding = (before[0] + top, before[1] + left, before[2] + bottom, before[3] + right)
+            op.inputs = pad.inputs
+            merged.add(pad.name)
+    return [op for op in ops if op.name not in merged]
 
 
 def _source(node: fx.Node) -> fx.Node:

@@ -18,6 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
 from supernet.export.graph import Deployed, Grid, Op
+from supernet.export.kernels import shift, spare, tiled, widen
 from supernet.export.operators import (
     Add,
     AveragePool,
@@ -45,7 +46,10 @@ FAR = np.iinfo(np.int64).max
 
 
 def write(
-    deployed: Deployed, containers: Sequence[int] = (8,), metadata: Mapping[str, str] | None = None
+    deployed: Deployed,
+    containers: Sequence[int] = (8,),
+    metadata: Mapping[str, str] | None = None,
+    tiles: bool = False,
 ) -> onnx.ModelProto:
     """The QDQ model of a deployed network.
 
@@ -55,8 +59,9 @@ def write(
             holds its codes. Layers in 8 bits run as integer kernels; smaller ones are made for size, and run in float
             on the same activations.
         metadata: texts for the file's metadata.
+        tiles: for a processor that multiplies tiles of integers, see `supernet.export.kernels`.
     """
-    return _Writer(deployed, containers).model(metadata or {})
+    return _Writer(deployed, containers, tiles).model(metadata or {})
 
 
 def write_float(deployed: Deployed) -> onnx.ModelProto:
@@ -104,8 +109,9 @@ def stored(layer: Layer) -> tuple[Array, Array, int]:
 class _Writer:
     """Collects nodes and initialisers; `containers` empty writes the float twin."""
 
-    def __init__(self, deployed: Deployed, containers: Sequence[int]) -> None:
+    def __init__(self, deployed: Deployed, containers: Sequence[int], tiles: bool = False) -> None:
         self.deployed, self.containers, self.quantized = deployed, tuple(containers), bool(containers)
+        self.pixels = _pixels(deployed) if tiles else {}
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: dict[str, onnx.TensorProto] = {}
         self.opset = OPSET
@@ -132,13 +138,14 @@ class _Writer:
         self.initializers[name] = TensorProto(name=name, data_type=PACKED[bits], dims=np.shape(value), raw_data=content)
         return name
 
-    def read(self, name: str) -> str:
-        """Real values of a tensor, for one reader: a DequantizeLinear of its own where the tensor is kept as codes."""
+    def read(self, name: str, codes: str | None = None) -> str:
+        """Real values of a tensor, for one reader: a DequantizeLinear of its own where the tensor is kept as codes
+        (under the name `codes`, if it was moved)."""
         grid = self.deployed.grids[name]
         if grid is None or not self.quantized:
             return name
         count = self._reads[name] = self._reads.get(name, 0) + 1
-        return self.node("DequantizeLinear", [name, *self.grid(name, grid)], f"{name}.dq{count}")
+        return self.node("DequantizeLinear", [codes or name, *self.grid(name, grid)], f"{name}.dq{count}")
 
     def grid(self, name: str, grid: Grid) -> tuple[str, str]:
         """Names of scale and zero-point of a tensor."""
@@ -186,12 +193,26 @@ class _Writer:
         assert grid is not None
         bits = container(op, self.containers)
         codes, zero, factor = stored(op) if bits == 8 else (op.codes.cpu().numpy(), op.zero.cpu().numpy(), 1)
+        if bits == 8 and tiled(op, self.pixels.get(op.name, 0)):
+            codes, zero = shift(codes, zero)
         scale = op.scale.cpu()
-        names = [self.read(op.inputs[0]), self.dequantize(f"{op.name}.weight", codes, scale / factor, zero, bits)]
+        kept, codes = self.wide(op, codes, zero) if bits == 8 else (op.inputs[0], codes)
+        source = self.read(op.inputs[0], kept)
+        names = [source, self.dequantize(f"{op.name}.weight", codes, scale / factor, zero, bits)]
         if op.bias is not None:
             unit = scale * grid.scale / op.fine
             names.append(self.dequantize(f"{op.name}.bias", op.bias.cpu().numpy(), unit, None, 32))
         return names
+
+    def wide(self, op: Layer, codes: Array, zero: Array) -> tuple[str, Array]:
+        """Name of the input's codes and the weight's codes, both with the channels that the kernel wants."""
+        (name,), more, grid = op.inputs, spare(op), self.deployed.grids[op.inputs[0]]
+        if not more:
+            return name, codes
+        assert grid is not None
+        widths = self.constant(f"{op.name}.widths", [0, 0, 0, 0, 0, more, 0, 0], np.int64)
+        nothing = self.constant(f"{op.name}.nothing", grid.zero, np.uint8)
+        return self.node("Pad", [name, widths, nothing], f"{op.name}.wide"), widen(codes, zero, more)
 
     def dequantize(self, name: str, codes: Array, scale: Tensor, zero: Array | None, bits: int) -> str:
         """Real values of integer initialisers, with one scale or along axis 0.
@@ -228,6 +249,12 @@ class _Writer:
         """The last tensor, as real values; `logits`, if no operator has that name."""
         name = "logits" if "logits" not in self.deployed.grids else f"{self.deployed.result}.real"
         return self.node("Identity", [self.read(self.deployed.result)], name)
+
+
+def _pixels(deployed: Deployed) -> dict[str, int]:
+    """Height x width of every tensor that has them."""
+    tensors = deployed.tensors(deployed.example)
+    return {name: t[0, 0].numel() for name, t in tensors.items() if t.dim() == 4}
 
 
 def packed(values: Array, bits: int) -> bytes:

@@ -33,6 +33,7 @@ class Profile:
         containers: bits of the integers that weights may be stored in, of 2, 4 and 8, 8 among them; 2 is left out where
             the installed runtime does not load the file with it.
         rounds: timed runs of the file and of its float twin, at least 20.
+        tiles: for a processor that multiplies tiles of integers, see `supernet.export.kernels`.
 
     Raises:
         ValueError: other containers, or too few rounds.
@@ -41,6 +42,7 @@ class Profile:
     name: str
     containers: Sequence[int] = (8,)
     rounds: int = 30
+    tiles: bool = False
 
     def __post_init__(self) -> None:
         if 8 not in self.containers or not set(self.containers) <= {2, 4, 8}:
@@ -104,7 +106,7 @@ class Profile:
     def _model(self, deployed: Deployed, containers: Sequence[int]) -> onnx.ModelProto:
         numbers = {"layers": layers(deployed, containers), "costs": costs(deployed)}
         metadata = {f"elastibit.{name}": json.dumps(value, separators=(",", ":")) for name, value in numbers.items()}
-        return write(deployed, containers, metadata | {"elastibit.profile": self.name})
+        return write(deployed, containers, metadata | {"elastibit.profile": self.name}, self.tiles)
 
 
 def layers_of(deployed: Deployed) -> list[Layer]:

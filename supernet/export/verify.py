@@ -123,7 +123,16 @@ def _any(deployed: Deployed, name: str, value: Tensor) -> Tensor:
 
 def _main(kernels: list[tuple[str, str]]) -> str:
     """The kernel that does the work: the first that is no conversion, if there is one."""
-    helpers = ("QuantizeLinear", "DequantizeLinear", "Clip", "Transpose", "Cast", "ReorderInput", "ReorderOutput")
+    helpers = (
+        "QuantizeLinear",
+        "DequantizeLinear",
+        "Clip",
+        "Transpose",
+        "Cast",
+        "ReorderInput",
+        "ReorderOutput",
+        "Pad",
+    )
     return next((kind for kind, _ in kernels if kind not in (*helpers, "Identity")), kernels[-1][0])
 
 

@@ -102,6 +102,55 @@ class TestSection:
         assert "- skipped: profile of ours.whole" in text
 
 
+EXPORT = {
+    "command": "export.py",
+    "onnxruntime": "1.32.0",
+    "threads": 1,
+    "rounds": 40,
+    "judged": "judged",
+    "goals": [GOAL | {"work": "time of an image", "model": "mobilenetv2", "contestant": "ours.int8"}],
+    "provenance": {"measured": {"cpu": "A Processor"}},
+    "models": {
+        "mobilenetv2": {
+            "about": {"trained": True, "test": 64},
+            "accuracy": {"float": 0.875},
+            "failed": {"ort.static": "ValueError: no"},
+            "sizes": {"4": {"file": 2_659_000, "ideal": 2_590_000, "overhead": 1.0266}},
+            "contestants": {
+                "ours.int8": {
+                    "bytes": 3_780_000,
+                    "error": 0.063,
+                    "seconds": 9.21,
+                    "latency": {"low": 0.003, "value": 0.004, "high": 0.005, "rounds": [0.004] * 40}
+                    | {"ratios": {"fp32": {"against": "fp32.twin", "low": 0.4, "value": 0.5, "high": 0.6}}},
+                }
+            },
+        }
+    },
+}
+
+
+class TestExport:
+    def test_says_files_sizes_accuracy_failures_and_goals(self) -> None:
+        text = readme.export_section(EXPORT)
+        cells = "4.000 [3.000, 5.000] | 0.500 [0.400, 0.600] | - | 0.063 | 3.78 | 9.2 |"
+        assert f"| mobilenetv2 | ours.int8 | {cells}" in text
+        assert "| mobilenetv2 | 2659 (1.027) |" in text and "on 64 test images: float 87.5 %" in text
+        assert "Failed and left out: mobilenetv2, ort.static: ValueError: no" in text
+        assert "| time of an image | MobileNetV2, 224 px | int8 | fp32.compiled | 1.104 [1.090, 1.120] |" in text
+        assert "A Processor, 1 thread, batch 1, onnxruntime 1.32.0." in text
+
+    def test_it_has_marks_of_its_own(self, tmp_path: Path) -> None:
+        assert readme.exported(tmp_path) is None
+        write_json(tmp_path / "export.json", EXPORT)
+        found = readme.sections(results(), readme.exported(tmp_path))
+        assert list(found) == [readme.MARKS, readme.EXPORT_MARKS]
+        assert list(readme.sections(results(), None)) == [readme.MARKS]
+        text = "\n".join([*readme.MARKS, *readme.EXPORT_MARKS])
+        new = readme.replaced(text, "block", readme.EXPORT_MARKS)
+        assert new.startswith("\n".join(readme.MARKS)) and "\nblock\n" in new
+
+
 class TestFile:
     def test_only_what_lies_between_the_marks_is_replaced(self) -> None:
         text = f"before\n{readme.MARKS[0]}\nold \\1\n{readme.MARKS[1]}\nafter\n"
@@ -129,6 +178,7 @@ class TestFile:
         found = readme.results(tmp_path)
         monkeypatch.setattr(readme, "README", file)
         monkeypatch.setattr(readme, "results", lambda: found)
+        monkeypatch.setattr(readme, "exported", lambda: None)
         assert [readme.main(["--check"]), readme.main([]), readme.main(["--check"])] == [1, 0, 0]
         assert readme.section(found) in file.read_text()
 
@@ -138,4 +188,5 @@ def test_the_readme_says_what_the_committed_results_give() -> None:
     if missing:
         pytest.skip(f"benchmarks/results does not hold {', '.join(missing)} yet: the benchmarks were not run")
     text = readme.README.read_text()
-    assert readme.replaced(text, readme.section(readme.results())) == text, "run python benchmarks/readme.py"
+    for marks, block in readme.sections(readme.results(), readme.exported()).items():
+        assert readme.replaced(text, block, marks) == text, "run python benchmarks/readme.py"
