@@ -11,7 +11,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from supernet.artefacts import provenance, write_bytes, write_json, write_text
+from supernet.artefacts import provenance, read_json, write_bytes, write_json, write_text
 from supernet.config import build, si
 from supernet.export.verify import require
 from supernet.interfaces import Batch, Exporter
@@ -30,7 +30,7 @@ def export(
     meta: Mapping[str, Any] | None = None,
     seed: int | None = None,
 ) -> dict[str, Any]:
-    """Write `out/model.onnx`, prove it, and describe it in `out/card.json` and `out/card.md`.
+    """Write `out/model.onnx` (the suffix is the profile's), prove it, and describe it in `out/card.json` and `card.md`.
 
     Nothing is put into `out` before the proof has succeeded; files of an earlier export are then replaced one by one,
     the card last.
@@ -56,10 +56,12 @@ def export(
     with tempfile.TemporaryDirectory() as draft:
         file = exporter.export(subnet, example, Path(draft) / FILE)
         figures = exporter.verify(file, subnet, batches)
-        content = file.read_bytes()
+        contents = {path.name: path.read_bytes() for path in sorted(Path(draft).iterdir())}
+    written = [_described(name, content) for name, content in contents.items()]
     card = {
         "profile": profile if isinstance(profile, str) else getattr(profile, "name", type(profile).__name__),
-        "file": {"name": FILE, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()},
+        "file": next(row for row in written if row["name"] == file.name),
+        "beside": [row for row in written if row["name"] != file.name],
         "about": dict(meta or {}),
         **figures,
         "provenance": provenance(seed),
@@ -67,11 +69,27 @@ def export(
     if not figures["verification"]["passed"]:
         write_json(out / FAILED, card)
         require(figures["verification"])
-    write_bytes(out / FILE, content)
+    before = _files(out / CARD)
+    for name, content in contents.items():
+        write_bytes(out / name, content)
     write_text(out / TEXT, text(card))
     write_json(out / CARD, card)
-    (out / FAILED).unlink(missing_ok=True)
+    for name in {FAILED, *before} - contents.keys():
+        (out / name).unlink(missing_ok=True)
     return card
+
+
+def _described(name: str, content: bytes) -> dict[str, Any]:
+    return {"name": name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def _files(path: Path) -> list[str]:
+    """Names of the files that an earlier card describes; a card that cannot be read describes none."""
+    try:
+        card = read_json(path)
+        return [Path(row["name"]).name for row in (card["file"], *card.get("beside", ()))]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
 
 
 def named(profile: str) -> Exporter:

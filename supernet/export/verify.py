@@ -73,7 +73,7 @@ def require(report: Mapping[str, Any]) -> None:
 
 def table(rows: list[dict[str, Any]]) -> list[str]:
     """One line for each operator, and a head."""
-    width = max(len(row["name"]) for row in rows)
+    width = max((len(row["name"]) for row in rows), default=8)
     lines = [f"{'operator':{width}}  {'kernel':24}  {'values':>9}  {'most off':>8}  {'equal %':>8}  verdict"]
     for row in rows:
         figures = f"{row['values']:9}  {row['most_off']:8.3g}  {100 * row['equal']:8.4f}"
