@@ -54,7 +54,7 @@ supernet.export.operators
 supernet.export.fold supernet.export.lower
 supernet.export.deploy
 supernet.export.onnx supernet.export.integer
-supernet.export.verify
+supernet.export.verify supernet.export.lint
 supernet.export.profile
 supernet.export.bundle
 predictors.pairs

@@ -124,6 +124,8 @@ def materialised(run: Run, record: Record) -> nn.Module:
 
 def described(run: Run, record: Record) -> dict[str, Any]:
     """What the card says of model, data and subnet."""
+    from supernet.run import digest
+
     assert run.task is not None
     config = run.net.space.config(record["indices"])
     backbone, data = run.config.get("backbone", {}), run.task.describe()
@@ -138,6 +140,7 @@ def described(run: Run, record: Record) -> dict[str, Any]:
         "data": data["name"],
         "accuracy on select": record.get("measured"),
         "space": run.net.fingerprint,
+        "supernet sha256": digest(run.path),
         "indices": list(config.row),
         "backbone": backbone,
         "task": data,

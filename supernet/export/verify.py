@@ -22,7 +22,7 @@ from supernet.artefacts import VerificationError
 from supernet.elastic.wrap import evaluating
 from supernet.export.graph import Deployed, Op
 from supernet.export.operators import Layer
-from supernet.export.runtime import Parts, counts, run, session, unfused
+from supernet.export.runtime import Parts, counts, requantizes, run, session, unfused
 from supernet.interfaces import Batch
 
 CODES_OFF = 1.0
@@ -55,7 +55,8 @@ def verify(
         VerificationError: the reference gives the same output for every image, so that agreement would prove nothing.
     """
     made, kernels = session(model)
-    logits, labels, images = _outputs(made, deployed, batches, subnet)
+    files = {"file": made} | ({"file_default": session(model, exact=False)[0]} if requantizes(kernels) else {})
+    logits, labels, images = _outputs(files, deployed, batches, subnet)
     whole = compare(logits, labels, narrowest(deployed))
     rows = operators(model, deployed, images[:OPERATOR_IMAGES])
     bad = [f"operator {row['name']}: {row['verdict']}" for row in rows if row["verdict"] != "ok"]
@@ -143,15 +144,16 @@ def _difference(off: NDArray[np.float64], expected: Tensor, codes: bool) -> dict
 # -- (b) the whole file ------------------------------------------------------------------------------------------------
 @torch.no_grad()
 def _outputs(
-    made: Any, deployed: Deployed, batches: Iterable[Batch], subnet: nn.Module | None
+    files: Mapping[str, Any], deployed: Deployed, batches: Iterable[Batch], subnet: nn.Module | None
 ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    """Logits by who computed them, labels, and the images of the first batch."""
-    logits: dict[str, list[Tensor]] = {"file": [], "deployed": []}
+    """Logits by who computed them, labels, and the images of the first batch; `files` are sessions."""
+    logits: dict[str, list[Tensor]] = {**{name: [] for name in files}, "deployed": []}
     labels: list[Tensor] = []
     first = torch.empty(0)
     for images, target in batches:
         first = first if labels else images
-        logits["file"].append(torch.from_numpy(run(made, {deployed.source: images})))
+        for name, made in files.items():
+            logits[name].append(torch.from_numpy(run(made, {deployed.source: images})))
         logits["deployed"].append(deployed(images).double())
         if subnet is not None:
             with evaluating(subnet):
@@ -166,14 +168,15 @@ def compare(logits: Mapping[str, Float[Tensor, "n k"]], labels: Int[Tensor, " n"
     """Predictions of the file beside those of the reference.
 
     Args:
-        logits: of `file` and `deployed`, and of `subnet` if it is to be reported.
+        logits: of `file` and `deployed`, and of `subnet` and `file_default` if they are to be reported.
         labels: the classes.
         bits: fewest bits in the network; decides how many predictions must be equal.
 
     Returns:
         `failures`, `images`, `accuracy` by name, `agreement` (share of equal predictions) and `agreement_needed`,
-        `subnet_agreement` of the trained module, `sqnr_db` of the logits (None: equal), every one of the
-        `disagreements` with its margin, beside the `median_margin`.
+        `subnet_agreement` of the trained module, `default_agreement` of the file in a session with onnxruntime's
+        defaults where that computes something else (see `runtime.session`), `sqnr_db` of the logits (None: equal),
+        every one of the `disagreements` with its margin, beside the `median_margin`.
     """
     reference, file, n = logits["deployed"], logits["file"], len(labels)
     if bool((reference == reference[0]).all()):
@@ -195,6 +198,7 @@ def compare(logits: Mapping[str, Float[Tensor, "n k"]], labels: Int[Tensor, " n"
         "agreement": equal["file"],
         "agreement_needed": needed,
         "subnet_agreement": equal.get("subnet"),
+        "default_agreement": equal.get("file_default"),
         "sqnr_db": 10 * float(torch.log10(reference.pow(2).sum() / noise)) if noise else None,
         "median_margin": float((best[:, 0] - best[:, -1]).median()),
         "disagreements": _disagreements(reference, top, labels),

@@ -1,5 +1,6 @@
 """The door: which subnets, with which statistics, and what becomes of them."""
 
+import hashlib
 import json
 import shutil
 
@@ -107,6 +108,8 @@ class TestMaterialised:
         about = described(run, record)
         assert about["name"] == f"digits w4a4 ({record['id']})" and about["model"].startswith("CifarResNet")
         assert about["indices"] == record["indices"] and about["accuracy on select"] == 0.5
+        content = (run.path / "supernet.safetensors").read_bytes()
+        assert about["supernet sha256"] == hashlib.sha256(content).hexdigest()
 
 
 class TestDoor:
