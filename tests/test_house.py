@@ -49,13 +49,14 @@ supernet.training.losses supernet.training.optimizers supernet.training.loggers
 supernet.run
 supernet.training.module
 supernet.training.fit
-supernet.export.graph supernet.export.runtime
+supernet.export.graph supernet.export.runtime supernet.export.suite
 supernet.export.operators
 supernet.export.fold supernet.export.lower
 supernet.export.deploy
 supernet.export.onnx supernet.export.integer
 supernet.export.verify supernet.export.lint
 supernet.export.profile
+supernet.export.torch supernet.export.spec supernet.export.openvino
 supernet.export.bundle
 predictors.pairs
 predictors

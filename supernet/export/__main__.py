@@ -19,7 +19,7 @@ Record = Mapping[str, Any]
 
 
 def main(cfg: DictConfig) -> None:
-    """Export as `cfg` (conf/export.yaml) says, each subnet into `export/<id>/`.
+    """Export as `cfg` (conf/export.yaml) says, each subnet into `export/<id>/`; several profiles into folders in it.
 
     Raises:
         VerificationError: some file does not compute what its subnet does; the others are written all the same.
@@ -41,17 +41,23 @@ def main(cfg: DictConfig) -> None:
     assert run.task is not None  # a run without one is refused by load
     exporter = build(profile, trusted=tuple(cfg.trust))
     wanted = chosen(run, str(cfg.subnet))
-    cards, failures = [], []
+    cards: list[dict[str, Any]] = []
+    skipped: dict[str, str] = {}
+    failures: list[str] = []
     with progress("export", len(wanted)) as bar:
         for record in wanted:
             subnet, about = materialised(run, record), described(run, record)
             folder, batches = out / "export" / str(about["id"]), run.task.test(cfg.images)
             try:
-                cards.append(export(subnet, run.net.example, folder, exporter, batches, meta=about, seed=int(cfg.seed)))
+                made = export(subnet, run.net.example, folder, exporter, batches, meta=about, seed=int(cfg.seed))
+                cards += made["cards"].values() if "cards" in made else [made]
+                skipped |= {f"{about['name']}, {name}": why for name, why in made.get("skipped", {}).items()}
             except VerificationError as error:
                 failures.append(f"{about['name']}: {error}")
             bar.advance(note=str(about["name"]))
     show(cards)
+    for what, why in skipped.items():
+        print(f"left out: {what}: {why}")
     if failures:
         raise VerificationError("\n".join(failures))
     print(f"exported: {out / 'export'}")
@@ -156,15 +162,15 @@ def show(cards: list[dict[str, Any]]) -> None:
     from supernet.config import si
 
     table = Table(title="exported, measured on test", title_justify="left")
-    for heading in ("budget", "id", "subnet", "file", "same label", "size", "float", "ms", "float"):
-        table.add_column(heading, justify="left" if heading in ("budget", "id") else "right", no_wrap=True)
+    for heading in ("budget", "id", "profile", "subnet", "file", "same label", "size", "float", "ms", "float"):
+        table.add_column(heading, justify="left" if heading in ("budget", "id", "profile") else "right", no_wrap=True)
     for card in cards:
-        proof, time = card["verification"], card["measured"]["latency"]
+        proof, time = card["verification"], card["measured"].get("latency") or {}
         accuracy = [f"{proof['accuracy'][who]:.2%}" for who in ("subnet", "file")]
         sizes = [si(proof["bytes"][which], "B", 3) for which in ("file", "float")]
-        times = [f"{time[which]:.3g}" for which in ("file_ms", "float_ms")]
-        about = card["about"]
-        table.add_row(about["budget"], about["id"], *accuracy, f"{proof['agreement']:.2%}", *sizes, *times)
+        times = [f"{time[which]:.3g}" if which in time else "-" for which in ("file_ms", "float_ms")]
+        about = [card["about"]["budget"], card["about"]["id"], card["profile"]]
+        table.add_row(*about, *accuracy, f"{proof['agreement']:.2%}", *sizes, *times)
     Console(width=None if sys.stdout.isatty() else 120).print(table)
 
 

@@ -12,20 +12,22 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from supernet.artefacts import provenance, read_json, write_bytes, write_json, write_text
+from supernet.artefacts import VerificationError, provenance, read_json, write_bytes, write_json, write_text
 from supernet.config import build, si
+from supernet.export.suite import Suite
 from supernet.export.verify import require
 from supernet.interfaces import Batch, Exporter
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "profile"
 FILE, CARD, TEXT, FAILED = "model.onnx", "card.json", "card.md", "failed.json"
+PROFILES = "profiles.json"
 
 
 def export(
     subnet: nn.Module,
     example: Float[Tensor, "1 ..."],
     out: Path | str,
-    profile: str | Exporter = "int8",
+    profile: str | Exporter | Suite = "int8",
     batches: Iterable[Batch] = (),
     *,
     meta: Mapping[str, Any] | None = None,
@@ -40,8 +42,8 @@ def export(
         subnet: what `SuperNet.materialise` returns, with the BatchNorm statistics to export.
         example: one input.
         out: the folder.
-        profile: name of a file of conf/profile, or an Exporter.
-        batches: test images and labels to verify with; walked through once.
+        profile: name of a file of conf/profile, or an Exporter; with `all` or a Suite see `every`.
+        batches: test images and labels to verify with; walked through once by each profile.
         meta: what the card is to say of model, data and subnet, by name.
         seed: of the run, for the record.
 
@@ -54,20 +56,28 @@ def export(
     """
     out = Path(out)
     exporter = named(profile) if isinstance(profile, str) else profile
+    if isinstance(exporter, Suite):
+        return every(subnet, example, out, exporter, batches, meta=meta, seed=seed)
+    name = profile if isinstance(profile, str) else getattr(exporter, "name", type(exporter).__name__)
     with tempfile.TemporaryDirectory() as draft:
         file = exporter.export(subnet, example, Path(draft) / FILE)
         figures = exporter.verify(file, subnet, batches)
-        if file.suffix == ".onnx":
-            stamp(file, figures, meta or {}, seed)
-        contents = {path.name: path.read_bytes() for path in sorted(Path(draft).iterdir())}
+        return _keep(file, {"profile": name, "about": dict(meta or {}), "seed": seed}, figures, out)
+
+
+def _keep(file: Path, words: Mapping[str, Any], figures: dict[str, Any], out: Path) -> dict[str, Any]:
+    """Describe a written file by a card, and put it and what lies beside it into `out` if its proof succeeded."""
+    if file.suffix == ".onnx":
+        stamp(file, figures, words["about"], words["seed"])
+    contents = {path.name: path.read_bytes() for path in sorted(file.parent.iterdir())}
     written = [_described(name, content) for name, content in contents.items()]
     card = {
-        "profile": profile if isinstance(profile, str) else getattr(profile, "name", type(profile).__name__),
+        "profile": words["profile"],
         "file": next(row for row in written if row["name"] == file.name),
         "beside": [row for row in written if row["name"] != file.name],
-        "about": dict(meta or {}),
+        "about": words["about"],
         **figures,
-        "provenance": provenance(seed),
+        "provenance": provenance(words["seed"]),
     }
     if not figures["verification"]["passed"]:
         write_json(out / FAILED, card)
@@ -80,6 +90,57 @@ def export(
     for name in {FAILED, *before} - contents.keys():
         (out / name).unlink(missing_ok=True)
     return card
+
+
+def every(
+    subnet: nn.Module,
+    example: Float[Tensor, "1 ..."],
+    out: Path,
+    suite: Suite,
+    batches: Iterable[Batch],
+    *,
+    meta: Mapping[str, Any] | None = None,
+    seed: int | None = None,
+) -> dict[str, Any]:
+    """Each profile of a suite that the subnet can have, in `out/<profile>/`; `out/profiles.json` lists them.
+
+    Args: as `export`.
+
+    Returns:
+        `cards` by profile, and `skipped`: why the subnet, or this installation, cannot have the others.
+
+    Raises:
+        ValueError: an unknown profile, no batches, or no profile at all that the subnet can have.
+        VerificationError: files of some profiles do not compute what the subnet does; those of the others are written.
+    """
+    batches = list(batches) if iter(batches) is batches else batches
+    cards: dict[str, Any] = {}
+    skipped: dict[str, str] = {}
+    failures: dict[str, str] = {}
+    paths = {name: _option(name) for name in suite.profiles}
+    for name, path in paths.items():
+        with tempfile.TemporaryDirectory() as draft:
+            try:
+                exporter: Exporter = _built(path)
+                file = exporter.export(subnet, example, Path(draft) / FILE)
+            except ValueError as error:
+                skipped[name] = str(error)
+                continue
+            except VerificationError as error:  # the runtime that is installed does not load it
+                failures[name] = str(error)
+                continue
+            words = {"profile": name, "about": dict(meta or {}), "seed": seed}
+            try:
+                cards[name] = _keep(file, words, exporter.verify(file, subnet, batches), out / name)
+            except VerificationError as error:
+                failures[name] = str(error)
+    if not cards and not failures:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
+        raise ValueError(f"the subnet can have none of the profiles {', '.join(suite.profiles)} ({reasons})")
+    write_json(out / PROFILES, {"written": list(cards), "skipped": skipped, "failed": list(failures)})
+    if failures:
+        raise VerificationError("\n".join(f"{name}: {reason}" for name, reason in failures.items()))
+    return {"cards": cards, "skipped": skipped}
 
 
 def stamp(file: Path, figures: dict[str, Any], meta: Mapping[str, Any], seed: int | None) -> None:
@@ -118,20 +179,27 @@ def _files(path: Path) -> list[str]:
         return []
 
 
-def named(profile: str) -> Exporter:
-    """The exporter that conf/profile/<name>.yaml describes.
+def named(profile: str) -> Exporter | Suite:
+    """The exporter, or exporters, that conf/profile/<name>.yaml describes.
 
     Raises:
-        ValueError: there is no such file.
+        ValueError: there is no such file, or what it needs is not installed.
     """
-    from omegaconf import OmegaConf
+    return _built(_option(profile))
 
+
+def _option(profile: str) -> Path:
     path = CONF / f"{profile}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in CONF.glob("*.yaml")))
         raise ValueError(f"no export profile {profile!r}; choose one of {known}")
-    exporter: Exporter = build(OmegaConf.load(path))
-    return exporter
+    return path
+
+
+def _built(path: Path) -> Any:
+    from omegaconf import OmegaConf
+
+    return build(OmegaConf.load(path))
 
 
 # -- the card as text --------------------------------------------------------------------------------------------------
