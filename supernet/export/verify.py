@@ -8,7 +8,7 @@ orders of evaluation put a value on different sides of a tie, a network of few b
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -89,28 +89,40 @@ def narrowest(deployed: Deployed) -> int:
 
 
 # -- (a) operators -----------------------------------------------------------------------------------------------------
+Engine = Callable[[onnx.ModelProto, Mapping[str, Tensor]], tuple[NDArray[np.float64], str]]
+"""Runs a part of a file on codes (or real numbers) by name; its output in the reference's codes, and the main kernel."""
+
+
+def in_onnxruntime(part: onnx.ModelProto, inputs: Mapping[str, Tensor]) -> tuple[NDArray[np.float64], str]:
+    """The engine of files for onnxruntime."""
+    made, kernels = session(part)
+    return run(made, inputs), _main(kernels)
+
+
 @torch.no_grad()
-def operators(model: onnx.ModelProto, deployed: Deployed, images: Float[Tensor, "n ..."]) -> list[dict[str, Any]]:
+def operators(
+    model: onnx.ModelProto, deployed: Deployed, images: Float[Tensor, "n ..."], engine: Engine = in_onnxruntime
+) -> list[dict[str, Any]]:
     """One row for each operator of the file, run alone on the reference's codes for `images`.
 
     Where an input or the output of the reference is constant, equality would prove nothing; the operator gets random
     codes of its inputs' grids instead, and the row says so (`constant`).
     """
     kept, parts = deployed.tensors(images), Parts(model)
-    return [_operator(parts, deployed, op, kept) for op in deployed.operators()]
+    return [_operator(parts, deployed, op, kept, engine) for op in deployed.operators()]
 
 
-def _operator(parts: Parts, deployed: Deployed, op: Op, kept: Mapping[str, Tensor]) -> dict[str, Any]:
+def _operator(parts: Parts, deployed: Deployed, op: Op, kept: Mapping[str, Tensor], engine: Engine) -> dict[str, Any]:
     inputs = {name: kept[name] for name in op.inputs}
     expected = kept[op.name]
     constant = any(bool((t == t.flatten()[0]).all()) for t in (*inputs.values(), expected))
     if constant:
         inputs = {name: _any(deployed, name, value) for name, value in inputs.items()}
         expected = op([inputs[n] for n in op.inputs], [deployed.grids[n] for n in op.inputs])
-    made, kernels = session(parts.cut(list(inputs), op.name))
-    off = np.abs(run(made, inputs) - expected.double().cpu().numpy())
+    output, kernel = engine(parts.cut(list(inputs), op.name), inputs)
+    off = np.abs(output - expected.double().cpu().numpy())
     bits = op.choice.bits if isinstance(op, Layer) else None
-    about = {"name": op.name, "kind": op.kind, "kernel": _main(kernels), "weight_bits": bits, "constant": constant}
+    about = {"name": op.name, "kind": op.kind, "kernel": kernel, "weight_bits": bits, "constant": constant}
     return about | {"values": expected.numel()} | _difference(off, expected, op.grid is not None)
 
 
