@@ -90,7 +90,7 @@ def narrowest(deployed: Deployed) -> int:
 
 # -- (a) operators -----------------------------------------------------------------------------------------------------
 Engine = Callable[[onnx.ModelProto, Mapping[str, Tensor]], tuple[NDArray[np.float64], str]]
-"""Runs a part of a file on codes (or real numbers) by name; its output in the reference's codes, and the main kernel."""
+"""Runs a part of a file on the reference's codes (or real numbers) by name; gives output and main kernel."""
 
 
 def in_onnxruntime(part: onnx.ModelProto, inputs: Mapping[str, Tensor]) -> tuple[NDArray[np.float64], str]:
