@@ -50,7 +50,7 @@ CODES_DIRECTLY = ("Flatten", "Reshape")
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A type of the ONNX standard: bits, the first opset in which DequantizeLinear takes it, and how numpy spells it."""
+    """A type of the ONNX standard: bits, the first opset whose DequantizeLinear takes it, and how numpy spells it."""
 
     bits: int
     opset: int
@@ -131,7 +131,7 @@ class _SpecWriter(_Writer):
     def move(self, op: Op, kind: str, more: Sequence[str] = (), **attributes: Any) -> None:
         narrow = op.grid is not None and site_kind(op.grid)[0] is not UINT8
         if narrow and kind not in CODES_DIRECTLY:
-            value = self.node(kind, [self.read(op.inputs[0]), *more], f"{op.name}.value", **attributes)
+            value = self.node(kind, [self.read(op.inputs[0]), *more], f"{op.name}.moved", **attributes)
             assert op.grid is not None
             self.node("QuantizeLinear", [value, *self.grid(op.name, op.grid)], op.name)
         else:

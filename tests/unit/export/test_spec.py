@@ -144,7 +144,7 @@ class TestProof:
         class Moves(nn.Module):
             def __init__(self):
                 super().__init__()
-                self.one, self.two = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 5, 2)
+                self.one, self.two = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 5, 2, bias=False)
 
             def forward(self, x):
                 x = nn.functional.max_pool2d(torch.relu(self.one(x)), 2)
