@@ -1,12 +1,14 @@
 """The int8 file converted for OpenVINO (extra `elastibit[openvino]`): model.xml and model.bin.
 
-Its low-precision passes move scales across operators, so that a whole network is off by single codes where every
-operator, cut out, is exact. Operators are held to the same rule as onnxruntime's; the whole file to a wider one.
+It computes a convolution and the sum behind it in one kernel, without the rounding between them: every operator, cut
+out, is exact, but in the whole network about one code in ten is off by one behind a sum. So operators are held to the
+rule of onnxruntime's, and the whole file to a wider one.
 """
 
 from __future__ import annotations
 
 import itertools
+import re
 import statistics
 import tempfile
 import time
@@ -33,7 +35,7 @@ from supernet.export.verify import OPERATOR_IMAGES, compare, narrowest, operator
 from supernet.interfaces import Batch
 
 SETTINGS = {"INFERENCE_NUM_THREADS": 1, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
-EQUAL = 0.95
+EQUAL = 0.9
 ACCURACY_OFF = 0.01
 COMPUTE = ("Convolution", "FullyConnected", "MatMul", "Deconvolution")
 
@@ -64,24 +66,17 @@ class OpenVINO:
         Raises:
             ValueError: the subnet cannot be exported, or OpenVINO does not convert it; says why.
         """
-        openvino, path = _runtime(), path.with_suffix(".xml")
-        with tempfile.TemporaryDirectory() as folder:
-            source, made = Path(folder) / "model.onnx", Path(folder) / path.name
-            source.write_bytes(write(deploy(model, example)).SerializeToString())
-            try:
-                openvino.save_model(_renamed(openvino.convert_model(source)), made, compress_to_fp16=False)
-            except Exception as error:  # its errors have no class in common
-                raise ValueError(f"OpenVINO does not convert the int8 file ({_short(error)})") from error
-            for suffix in (".bin", ".xml"):
-                write_bytes(path.with_suffix(suffix), made.with_suffix(suffix).read_bytes())
-        return path
+        for suffix, content in converted(deploy(model, example)).items():
+            write_bytes(path.with_suffix(suffix), content)
+        return path.with_suffix(".xml")
 
     def verify(self, path: Path, model: nn.Module, batches: Iterable[Batch]) -> dict[str, Any]:
         """Run a written file beside the subnet that it was made of.
 
         Returns:
             `layers`, `costs`, `verification` (see `supernet.export.verify.verify`; operators are those of the int8
-            file, in OpenVINO) and `measured` (`latency` of the file and of its float twin).
+            file, in OpenVINO, and this file must be that one, converted) and `measured` (`latency` of the file and of
+            its float twin).
         """
         batches = iter(batches)
         first = next(batches, None)
@@ -100,6 +95,8 @@ class OpenVINO:
         whole = compare({n: torch.cat(parts) for n, parts in logits.items()}, torch.cat(labels), narrowest(deployed))
         rows = operators(write(deployed), deployed, first[0][:OPERATOR_IMAGES], _engine)
         failures = [f"operator {row['name']}: {row['verdict']}" for row in rows if row["verdict"] != "ok"]
+        if any(path.with_suffix(suffix).read_bytes() != content for suffix, content in converted(deployed).items()):
+            failures.append("the file is not what the subnet's int8 file becomes; export it again")
         whole |= {"agreement_needed": EQUAL, "failures": [*_failures(whole), *failures]}
         stored = dict.fromkeys((row["name"] for row in rows), 8)
         weight = sum(path.with_suffix(suffix).stat().st_size for suffix in (".xml", ".bin"))
@@ -122,12 +119,29 @@ class OpenVINO:
         return medians | {"speedup": medians["float_ms"] / medians["file_ms"]}
 
 
+def converted(deployed: Deployed) -> dict[str, bytes]:
+    """`.bin` and `.xml` of a deployed network; equal networks give equal bytes.
+
+    Raises:
+        ValueError: OpenVINO does not convert it.
+    """
+    openvino = _runtime()
+    with tempfile.TemporaryDirectory() as folder:
+        source, made = Path(folder) / "model.onnx", Path(folder) / "model.xml"
+        source.write_bytes(write(deployed).SerializeToString())
+        try:
+            openvino.save_model(_renamed(openvino.convert_model(source)), made, compress_to_fp16=False)
+        except Exception as error:  # its errors have no class in common
+            raise ValueError(f"OpenVINO does not convert the int8 file ({_short(error)})") from error
+        return {suffix: made.with_suffix(suffix).read_bytes() for suffix in (".bin", ".xml")}
+
+
 def _renamed(network: Any) -> Any:
     """The network with nameless nodes counted from 0: OpenVINO counts all that a process has made."""
     for count, node in enumerate(network.get_ordered_ops()):
-        kind, _, number = node.get_friendly_name().rpartition("_")
-        if kind == node.get_type_name() and number.isdigit():
-            node.set_friendly_name(f"{kind}_{count}")
+        name = node.get_friendly_name()
+        if re.fullmatch(r"[A-Z]\w*_\d+", name):
+            node.set_friendly_name(f"{name.rpartition('_')[0]}_{count}")
     network.set_friendly_name("elastibit")
     return network
 
