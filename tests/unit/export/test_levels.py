@@ -24,7 +24,8 @@ def weight_only(model, name):
     gemm = next(node for node in model.graph.node if node.op_type == "Gemm" and node.input[1] == f"{name}.weight.value")
     (weight,) = [t for t in model.graph.initializer if t.name == f"{name}.weight"]
     weight.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(numpy_helper.to_array(weight).T), weight.name))
-    del nodes[f"{name}.weight.value"].attribute[:]
+    assert not numpy_helper.to_array(next(t for t in model.graph.initializer if t.name == f"{name}.weight.zero")).any()
+    del nodes[f"{name}.weight.value"].attribute[:], nodes[f"{name}.weight.value"].input[2:]
     nodes[f"{name}.weight.value"].attribute.append(helper.make_attribute("axis", 1))
     ends = [numpy_helper.from_array(np.float32(v), f"{name}.{k}") for k, v in (("least", -1e30), ("most", 1e30))]
     model.graph.initializer.extend(ends)
@@ -43,12 +44,12 @@ def weight_only(model, name):
 
 def test_both_levels_are_reported(supernet_of):
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(64, 96), nn.ReLU(), nn.Linear(96, 64, bias=False), nn.ReLU(), nn.Linear(64, 5))
-    net, x = supernet_of(model, (64,), weight_bits=(4,), input_bits=(8,))
+    model = nn.Sequential(nn.Linear(64, 96), nn.ReLU(), nn.Linear(96, 64), nn.ReLU(), nn.Linear(64, 5, bias=False))
+    net, x = supernet_of(model, (64,), weight_bits=(4,), input_bits=(8,), symmetries=(True,), first_last_bits=None)
     subnet = net.materialise(net.space.largest()).eval()
     made = deploy(subnet, x)
     labels = made(x).argmax(1)
-    plain, file = write(made, (4, 8)), weight_only(write(made, (4, 8)), "2")
+    plain, file = write(made, (4, 8)), weight_only(write(made, (4, 8)), "4")
     assert "MatMulNBits" in {kind for kind, _ in session(file)[1]}
     proof = verify(file, made, [(x, labels)], subnet)
     assert proof["passed"] and proof["agreement"] == 1.0
