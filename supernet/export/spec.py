@@ -148,7 +148,7 @@ class Spec:
 
     Args:
         name: for cards and the file's metadata.
-        images: test images that the evaluator runs, at most; it takes a second for one of a ResNet-18.
+        images: test images that the evaluator runs, at most; it takes 0.2 s for one of 64 pixels in a ResNet-18.
 
     Raises:
         ValueError: no images.
