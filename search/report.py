@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,7 +77,8 @@ class Files:
         predictor: predictor.json.
         front: front.json.
         subnets: subnets/<id>.json by id.
-        cards: export/<id>/card.json by id, or failed.json where the file did not compute the same.
+        cards: export/<id>/card.json by id (with several profiles by id/profile), or failed.json where the file did not
+            compute the same.
     """
 
     path: Path
@@ -119,8 +120,14 @@ def read(path: Path) -> Files:
         optional("predictor.json"),
         optional("front.json"),
         {file.stem: own(file) for file in sorted((path / "subnets").glob("*.json"))},
-        {file.parent.name: own(file) for name in CARDS for file in sorted((path / "export").glob(f"*/{name}"))},
+        _cards(path / "export", own),
     )
+
+
+def _cards(folder: Path, own: Callable[[Path], Record]) -> dict[str, Record]:
+    """Cards by the folder that they lie in: an id, or id/profile where several profiles were exported."""
+    files = [file for name in CARDS for depth in ("*", "*/*") for file in sorted(folder.glob(f"{depth}/{name}"))]
+    return {file.parent.relative_to(folder).as_posix(): own(file) for file in files}
 
 
 def _config(file: Path) -> Record:
@@ -255,19 +262,20 @@ def export_section(files: Files) -> str:
     head = ("subnet", "file", "verdict", "test accuracy", "equal predictions", "bytes", "of float", "time", "of float")
     labels = {s["id"]: s["label"] for s in files.front["subnets"]} if files.front else {}
     old = {name: f"{card['about'].get('budget', name)}, of an earlier search" for name, card in files.cards.items()}
-    order = sorted(files.cards, key=lambda name: [*labels, *files.cards].index(name))
-    rows = [_card_row(labels.get(name, old[name]), files.cards[name]) for name in order]
+    ids = {name: name.partition("/")[0] for name in files.cards}
+    order = sorted(files.cards, key=lambda name: [*labels, *ids.values()].index(ids[name]))
+    rows = [_card_row(labels.get(ids[name], old[name]), files.cards[name]) for name in order]
     failed = [line for card in files.cards.values() for line in card["verification"]["failures"]]
     return "".join([page.text(words), page.table(head, rows), *map(page.text, failed)])
 
 
 def _card_row(label: str, card: Record) -> Sequence[str | page.Verdict]:
-    proof, speed = card["verification"], card["measured"]["latency"]
+    proof, speed = card["verification"], card["measured"].get("latency")
     size, whole = proof["bytes"]["file"], proof["bytes"]["float"]
     verdict = page.Verdict("computes the same" if proof["passed"] else "differs", proof["passed"])
     accuracy = f"{proof['accuracy']['file']:.2%} of {proof['images']}"
     sizes = si(size, "B"), f"{size / whole:.0%}"
-    times = f"{speed['file_ms']:.3g} ms", f"{speed['file_ms'] / speed['float_ms']:.0%}"
+    times = (f"{speed['file_ms']:.3g} ms", f"{speed['file_ms'] / speed['float_ms']:.0%}") if speed else ("-", "-")
     return label, card["profile"], verdict, accuracy, f"{proof['agreement']:.2%}", *sizes, *times
 
 

@@ -148,7 +148,12 @@ class Exporter(Protocol):
     """Writes a materialised subnet to a file of one kind, and proves that the file computes the same."""
 
     def export(self, model: nn.Module, example: Tensor, path: Path) -> Path:
-        """Write the file; nothing half-written stays behind."""
+        """Write the file and return its path: `path`, or the same with the suffix of its kind; nothing half-written
+        stays behind. A kind of several files puts the others beside it.
+
+        Raises:
+            ValueError: this subnet cannot be such a file; says why in one line. `profile=all` goes on without it.
+        """
         ...
 
     def verify(self, path: Path, model: nn.Module, batches: Iterable[Batch]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ Files are plain and carry no class names, except config.yaml, whose targets go t
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,6 +113,12 @@ def load(
             "give the model that the run was made with"
         ) from error
     return Run(path, net.eval(), task, config, int(space["epochs"]))
+
+
+def digest(path: Path | str) -> str:
+    """SHA-256 of what a run has trained: its supernet.safetensors, which equal runs share."""
+    with (Path(path) / "supernet.safetensors").open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _format(described: Mapping[str, Any]) -> NumberFormat:

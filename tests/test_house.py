@@ -49,7 +49,7 @@ supernet.training.losses supernet.training.optimizers supernet.training.loggers
 supernet.run
 supernet.training.module
 supernet.training.fit
-supernet.export.graph supernet.export.runtime
+supernet.export.graph supernet.export.runtime supernet.export.suite
 supernet.export.operators
 supernet.export.fold supernet.export.lower supernet.export.kernels
 supernet.export.deploy
@@ -58,8 +58,9 @@ supernet.export.assignments.names
 supernet.export.assignments.tensors
 supernet.export.assignments
 supernet.export.bit_maps
-supernet.export.verify
+supernet.export.verify supernet.export.lint
 supernet.export.profile
+supernet.export.torch supernet.export.spec supernet.export.openvino
 supernet.export.bundle
 predictors.pairs
 predictors

@@ -20,7 +20,7 @@ Record = Mapping[str, Any]
 
 
 def main(cfg: DictConfig) -> None:
-    """Export as `cfg` (conf/export.yaml) says, each subnet into `export/<id>/`.
+    """Export as `cfg` (conf/export.yaml) says, each subnet into `export/<id>/`; several profiles into folders in it.
 
     Raises:
         VerificationError: some file does not compute what its subnet does; the others are written all the same.
@@ -42,28 +42,33 @@ def main(cfg: DictConfig) -> None:
     run = load(cfg.run, trusted=tuple(cfg.trust))
     assert run.task is not None  # a run without one is refused by load
     exporter = build(profile, trusted=tuple(cfg.trust))
-    forms, reading = [str(form) for form in cfg.bits], {"default": cfg.default, "loose": bool(cfg.loose)}
+    forms = [str(form) for form in cfg.bits]
+    reading: dict[str, Any] = {"default": cfg.default, "loose": bool(cfg.loose)}
     reading["names"] = renamed([str(pair) for pair in cfg.names])
     if cfg.get("assignment"):
         reading["form"] = build(cfg.assignment, trusted=tuple(cfg.trust))
     wanted = chosen(run, str(cfg.subnet), **reading)
     configs = {config.id: config for config in (run.net.space.config(record["indices"]) for record in wanted)}
     for form, config in itertools.product(forms, configs.values()):
-        export_bits(
-            run.net, config, form, loose=bool(cfg.loose)
-        )  # what it cannot say is known before anything is written
-    cards, failures = [], []
+        export_bits(run.net, config, form, loose=bool(cfg.loose))  # refused before anything is written
+    cards: list[dict[str, Any]] = []
+    skipped: dict[str, str] = {}
+    failures: list[str] = []
     with progress("export", len(wanted)) as bar:
         for record in wanted:
             subnet, about = materialised(run, record), described(run, record)
             folder, batches = out / "export" / str(about["id"]), run.task.test(cfg.images)
             try:
-                cards.append(export(subnet, run.net.example, folder, exporter, batches, meta=about, seed=int(cfg.seed)))
+                made = export(subnet, run.net.example, folder, exporter, batches, meta=about, seed=int(cfg.seed))
+                cards += made["cards"].values() if "cards" in made else [made]
+                skipped |= {f"{about['name']}, {name}": why for name, why in made.get("skipped", {}).items()}
                 write_maps(run.net, configs[str(about["id"])], subnet, folder / "bits", forms, bool(cfg.loose))
             except VerificationError as error:
                 failures.append(f"{about['name']}: {error}")
             bar.advance(note=str(about["name"]))
     show(cards)
+    for what, why in skipped.items():
+        print(f"left out: {what}: {why}")
     if failures:
         raise VerificationError("\n".join(failures))
     print(f"exported: {out / 'export'}")
@@ -152,6 +157,8 @@ def materialised(run: Run, record: Record) -> nn.Module:
 
 def described(run: Run, record: Record) -> dict[str, Any]:
     """What the card says of model, data and subnet."""
+    from supernet.run import digest
+
     assert run.task is not None
     config = run.net.space.config(record["indices"])
     backbone, data = run.config.get("backbone", {}), run.task.describe()
@@ -166,6 +173,7 @@ def described(run: Run, record: Record) -> dict[str, Any]:
         "data": data["name"],
         "accuracy on select": record.get("measured"),
         "space": run.net.fingerprint,
+        "supernet sha256": digest(run.path),
         "indices": list(config.row),
         "backbone": backbone,
         "task": data,
@@ -181,15 +189,15 @@ def show(cards: list[dict[str, Any]]) -> None:
     from supernet.config import si
 
     table = Table(title="exported, measured on test", title_justify="left")
-    for heading in ("budget", "id", "subnet", "file", "same label", "size", "float", "ms", "float"):
-        table.add_column(heading, justify="left" if heading in ("budget", "id") else "right", no_wrap=True)
+    for heading in ("budget", "id", "profile", "subnet", "file", "same label", "size", "float", "ms", "float"):
+        table.add_column(heading, justify="left" if heading in ("budget", "id", "profile") else "right", no_wrap=True)
     for card in cards:
-        proof, time = card["verification"], card["measured"]["latency"]
+        proof, time = card["verification"], card["measured"].get("latency") or {}
         accuracy = [f"{proof['accuracy'][who]:.2%}" for who in ("subnet", "file")]
         sizes = [si(proof["bytes"][which], "B", 3) for which in ("file", "float")]
-        times = [f"{time[which]:.3g}" for which in ("file_ms", "float_ms")]
-        about = card["about"]
-        table.add_row(about["budget"], about["id"], *accuracy, f"{proof['agreement']:.2%}", *sizes, *times)
+        times = [f"{time[which]:.3g}" if which in time else "-" for which in ("file_ms", "float_ms")]
+        about = [card["about"]["budget"], card["about"]["id"], card["profile"]]
+        table.add_row(*about, *accuracy, f"{proof['agreement']:.2%}", *sizes, *times)
     Console(width=None if sys.stdout.isatty() else 120).print(table)
 
 

@@ -191,28 +191,43 @@ class _Writer:
             return [*op.inputs, *(self.constant(name, value, np.float32) for name, value in real.items())]
         grid = self.deployed.grids[op.inputs[0]]
         assert grid is not None
-        bits = container(op, self.containers)
-        codes, zero, factor = stored(op) if bits == 8 else (op.codes.cpu().numpy(), op.zero.cpu().numpy(), 1)
-        if bits == 8 and tiled(op, self.pixels.get(op.name, 0)):
-            codes, zero = shift(codes, zero)
-        scale = op.scale.cpu()
-        kept, codes = self.wide(op, codes, zero) if bits == 8 else (op.inputs[0], codes)
-        source = self.read(op.inputs[0], kept)
-        names = [source, self.dequantize(f"{op.name}.weight", codes, scale / factor, zero, bits)]
+        names = [self.read(op.inputs[0], self.wide(op)), self.weight(op)]
         if op.bias is not None:
-            unit = scale * grid.scale / op.fine
+            unit = op.scale.cpu() * grid.scale / op.fine
             names.append(self.dequantize(f"{op.name}.bias", op.bias.cpu().numpy(), unit, None, 32))
         return names
 
-    def wide(self, op: Layer, codes: Array, zero: Array) -> tuple[str, Array]:
-        """Name of the input's codes and the weight's codes, both with the channels that the kernel wants."""
-        (name,), more, grid = op.inputs, spare(op), self.deployed.grids[op.inputs[0]]
+    def spare(self, op: Layer) -> int:
+        """How many channels of zeros are added to what a layer reads."""
+        return spare(op) if container(op, self.containers) == 8 else 0
+
+    def wide(self, op: Layer) -> str:
+        """Name of the input's codes, with the channels that the kernel wants."""
+        (name,), more, grid = op.inputs, self.spare(op), self.deployed.grids[op.inputs[0]]
         if not more:
-            return name, codes
+            return name
         assert grid is not None
         widths = self.constant(f"{op.name}.widths", [0, 0, 0, 0, 0, more, 0, 0], np.int64)
         nothing = self.constant(f"{op.name}.nothing", grid.zero, np.uint8)
-        return self.node("Pad", [name, widths, nothing], f"{op.name}.wide"), widen(codes, zero, more)
+        return self.node("Pad", [name, widths, nothing], f"{op.name}.wide")
+
+    def weight(self, op: Layer) -> str:
+        """Real values of a layer's weight, out of the smallest container that holds its codes."""
+        bits, more = container(op, self.containers), self.spare(op)
+        codes, zero, factor = stored(op) if bits == 8 else (op.codes.cpu().numpy(), op.zero.cpu().numpy(), 1)
+        if bits == 8 and tiled(op, self.pixels.get(op.name, 0)):
+            codes, zero = shift(codes, zero)
+        codes = widen(codes, zero, more) if more else codes
+        return self.dequantize(f"{op.name}.weight", codes, op.scale.cpu() / factor, zero, bits)
+
+    def move(self, op: Op, kind: str, more: Sequence[str] = (), **attributes: Any) -> None:
+        """Add the node of an operator that only moves values: on codes where there are codes."""
+        self.node(kind, [op.inputs[0], *more], op.name, **attributes)
+
+    def nought(self, op: Op) -> tuple[int | float, Any]:
+        """What stands for 0.0 in the tensor that an operator moves, and its type."""
+        grid = self.deployed.grids[op.inputs[0]] if self.quantized else None
+        return (0.0, np.float32) if grid is None else (grid.zero, np.uint8)
 
     def dequantize(self, name: str, codes: Array, scale: Tensor, zero: Array | None, bits: int) -> str:
         """Real values of integer initialisers, with one scale or along axis 0.
@@ -338,10 +353,9 @@ def _(op: Pointwise, to: _Writer) -> None:
 @emit.register
 def _(op: MaxPool, to: _Writer) -> None:
     pads = [*op.padding, *op.padding]
-    to.node(
+    to.move(
+        op,
         "MaxPool",
-        op.inputs,
-        op.name,
         kernel_shape=op.kernel,
         strides=op.stride,
         pads=pads,
@@ -354,11 +368,7 @@ def _(op: MaxPool, to: _Writer) -> None:
 def _(op: Slice, to: _Writer) -> None:
     axes, starts, stops, steps = zip(*op.slices, strict=True)
     columns = {"starts": starts, "ends": [FAR if s is None else s for s in stops], "axes": axes, "steps": steps}
-    to.node(
-        "Slice",
-        [op.inputs[0], *(to.constant(f"{op.name}.{what}", v, np.int64) for what, v in columns.items())],
-        op.name,
-    )
+    to.move(op, "Slice", [to.constant(f"{op.name}.{what}", v, np.int64) for what, v in columns.items()])
 
 
 @emit.register
@@ -366,16 +376,12 @@ def _(op: Pad, to: _Writer) -> None:
     pairs = [op.padding[i : i + 2] for i in range(0, len(op.padding), 2)][::-1]
     # Every axis is named by its position: onnxruntime moves transposes through Pad without looking at its `axes` input.
     widths = to.constant(f"{op.name}.widths", [p[0] for p in pairs] + [p[1] for p in pairs], np.int64)
-    grid = to.deployed.grids[op.inputs[0]] if to.quantized else None
-    value = to.constant(
-        f"{op.name}.value", 0.0 if grid is None else grid.zero, np.float32 if grid is None else np.uint8
-    )
-    to.node("Pad", [op.inputs[0], widths, value], op.name)
+    to.move(op, "Pad", [widths, to.constant(f"{op.name}.value", *to.nought(op))])
 
 
 @emit.register
 def _(op: Reshape, to: _Writer) -> None:
     if len(op.shape) == 1:
-        to.node("Flatten", op.inputs, op.name, axis=1)
+        to.move(op, "Flatten", axis=1)
     else:
-        to.node("Reshape", [op.inputs[0], to.constant(f"{op.name}.shape", [-1, *op.shape], np.int64)], op.name)
+        to.move(op, "Reshape", [to.constant(f"{op.name}.shape", [-1, *op.shape], np.int64)])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from supernet.artefacts import VerificationError, write_bytes
 from supernet.export.deploy import deploy
 from supernet.export.graph import Deployed
+from supernet.export.lint import floating, ideal_bytes, without_metadata
 from supernet.export.onnx import container, write, write_float
 from supernet.export.operators import Conv, Layer
 from supernet.export.runtime import latency, session
@@ -71,8 +72,8 @@ class Profile:
             batches: test images and labels.
 
         Returns:
-            `layers`, `costs`, `verification` (see `supernet.export.verify.verify`, with `bytes` of the file and of its
-            float twin) and `measured` (`latency` of both).
+            `layers`, `costs`, `verification` (see `supernet.export.verify.verify`, with `bytes` as `sizes` gives them
+            and `lint`, what computes in float and why) and `measured` (`latency` of the file and of its float twin).
         """
         batches = iter(batches)
         first = next(batches, None)
@@ -80,12 +81,15 @@ class Profile:
             raise ValueError("a file is verified on batches of (images, labels), got none; give at least one batch")
         deployed, file = deploy(model, first[0]), onnx.load(path)
         twin = write_float(deployed)
+        rows = json.loads(_metadata(file)["elastibit.layers"])
+        stored = {row["name"]: row["stored_bits"] for row in rows}
         proof = verify(file, deployed, itertools.chain([first], batches), model)
-        proof["bytes"] = {"file": path.stat().st_size, "float": twin.ByteSize()}
+        proof["bytes"] = sizes(path.stat().st_size, without_metadata(file), deployed, stored)
+        proof["lint"] = floating(session(file)[1], deployed, stored)
         times = latency({"file": file, "float": twin}, deployed.example, self.rounds)
-        speed = {"file_ms": times["file"], "float_ms": times["float"], "speedup": times["float"] / times["file"]}
+        speed = {f"{name}_ms": ms for name, ms in times.items()} | {"speedup": times["float"] / times["file"]}
         return {
-            "layers": json.loads(_metadata(file)["elastibit.layers"]),
+            "layers": rows,
             "costs": costs(deployed),
             "verification": proof,
             "measured": {"latency": speed | {"threads": 1, "batch": 1, "rounds": self.rounds}},
@@ -159,6 +163,23 @@ def costs(deployed: Deployed) -> dict[str, float]:
         "bytes": float(sum(_stored(op) for op in layers_of(deployed))),
         "macs": float(sum(macs for macs, _ in spent)),
     }
+
+
+def sizes(file: int, bare: int, deployed: Deployed, stored: Mapping[str, int]) -> dict[str, int]:
+    """Bytes of a file beside what they could be.
+
+    Args:
+        file: bytes of the file.
+        bare: the same without its metadata.
+        deployed: the network that it holds.
+        stored: bits of the container of each layer's weight, by name.
+
+    Returns:
+        `file`, `bare`, `ideal` (see `lint.ideal_bytes`), `nominal` (weights at their true bits, as the cost model
+        counts and predicts them) and `float` (of the float twin).
+    """
+    ideal, nominal = ideal_bytes(layers_of(deployed), stored), sum(_stored(op) for op in layers_of(deployed))
+    return {"file": file, "bare": bare, "ideal": ideal, "nominal": nominal, "float": write_float(deployed).ByteSize()}
 
 
 def _stored(op: Layer) -> int:

@@ -50,11 +50,20 @@ NEUTRAL = (
 WARM_UP = 3
 
 
-def session(model: onnx.ModelProto, threads: int = 1) -> tuple[onnxruntime.InferenceSession, list[tuple[str, str]]]:
+LEVEL = "session.qdq_matmulnbits_accuracy_level"
+REQUANTIZING = "MatMulNBits"
+"""The kernel whose input onnxruntime quantizes once more by default, unasked; at accuracy level 0 it does not."""
+
+
+def session(
+    model: onnx.ModelProto, threads: int = 1, exact: bool = True
+) -> tuple[onnxruntime.InferenceSession, list[tuple[str, str]]]:
     """A CPU session with every optimisation, and the (kind, name) of each node that it runs.
 
-    `session.qdq_matmulnbits_accuracy_level` is 0: by default onnxruntime quantizes the input of products with packed
-    weights once more, unasked.
+    Args:
+        model: the file.
+        threads: of the session.
+        exact: products with packed weights at accuracy level 0; False: as onnxruntime has it by default (4).
 
     Raises:
         VerificationError: onnxruntime does not load the model.
@@ -62,7 +71,8 @@ def session(model: onnx.ModelProto, threads: int = 1) -> tuple[onnxruntime.Infer
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = threads
     options.log_severity_level = 4
-    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
+    if exact:
+        options.add_session_config_entry(LEVEL, "0")
     with tempfile.TemporaryDirectory() as folder:
         options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
         with _refusals():
@@ -102,19 +112,28 @@ def counts(kernels: Iterable[tuple[str, str]]) -> dict[str, int]:
     return {kind: kinds.count(kind) for kind in sorted(set(kinds))}
 
 
+def requantizes(kernels: Iterable[tuple[str, str]]) -> bool:
+    """Whether a default session computes something else than one at accuracy level 0."""
+    return any(kind == REQUANTIZING for kind, _ in kernels)
+
+
 def unfused(kernels: Iterable[tuple[str, str]]) -> list[str]:
     """Names of nodes that compute in float."""
     return [f"{name} ({kind})" for kind, name in kernels if kind not in INTEGER and kind not in NEUTRAL]
 
 
 def latency(models: Mapping[str, onnx.ModelProto], example: Tensor, rounds: int = 30) -> dict[str, float]:
-    """Median milliseconds for one input by model, one thread.
+    """Median milliseconds for one input by model, one thread; `<name>_default` too where accuracy levels matter.
 
     The models take turns within each round, so that whatever else the machine does meets all of them alike.
     """
-    sessions = {name: session(model)[0] for name, model in models.items()}
+    sessions = {}
+    for name, model in models.items():
+        sessions[name], kernels = session(model)
+        if requantizes(kernels):
+            sessions[f"{name}_default"] = session(model, exact=False)[0]
     feed = example[:1].cpu().numpy().astype(np.float32)
-    times: dict[str, list[float]] = {name: [] for name in models}
+    times: dict[str, list[float]] = {name: [] for name in sessions}
     for turn in range(rounds + WARM_UP):
         for name, made in sessions.items():
             start = time.perf_counter()

@@ -8,7 +8,7 @@ orders of evaluation put a value on different sides of a tie, a network of few b
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from supernet.artefacts import VerificationError
 from supernet.elastic.wrap import evaluating
 from supernet.export.graph import Deployed, Op
 from supernet.export.operators import Layer
-from supernet.export.runtime import Parts, counts, run, session, unfused
+from supernet.export.runtime import Parts, counts, requantizes, run, session, unfused
 from supernet.interfaces import Batch
 
 CODES_OFF = 1.0
@@ -55,7 +55,8 @@ def verify(
         VerificationError: the reference gives the same output for every image, so that agreement would prove nothing.
     """
     made, kernels = session(model)
-    logits, labels, images = _outputs(made, deployed, batches, subnet)
+    files = {"file": made} | ({"file_default": session(model, exact=False)[0]} if requantizes(kernels) else {})
+    logits, labels, images = _outputs(files, deployed, batches, subnet)
     whole = compare(logits, labels, narrowest(deployed))
     rows = operators(model, deployed, images[:OPERATOR_IMAGES])
     bad = [f"operator {row['name']}: {row['verdict']}" for row in rows if row["verdict"] != "ok"]
@@ -73,7 +74,7 @@ def require(report: Mapping[str, Any]) -> None:
 
 def table(rows: list[dict[str, Any]]) -> list[str]:
     """One line for each operator, and a head."""
-    width = max(len(row["name"]) for row in rows)
+    width = max((len(row["name"]) for row in rows), default=8)
     lines = [f"{'operator':{width}}  {'kernel':24}  {'values':>9}  {'most off':>8}  {'equal %':>8}  verdict"]
     for row in rows:
         figures = f"{row['values']:9}  {row['most_off']:8.3g}  {100 * row['equal']:8.4f}"
@@ -88,28 +89,40 @@ def narrowest(deployed: Deployed) -> int:
 
 
 # -- (a) operators -----------------------------------------------------------------------------------------------------
+Engine = Callable[[onnx.ModelProto, Mapping[str, Tensor]], tuple[NDArray[np.float64], str]]
+"""Runs a part of a file on the reference's codes (or real numbers) by name; gives output and main kernel."""
+
+
+def in_onnxruntime(part: onnx.ModelProto, inputs: Mapping[str, Tensor]) -> tuple[NDArray[np.float64], str]:
+    """The engine of files for onnxruntime."""
+    made, kernels = session(part)
+    return run(made, inputs), _main(kernels)
+
+
 @torch.no_grad()
-def operators(model: onnx.ModelProto, deployed: Deployed, images: Float[Tensor, "n ..."]) -> list[dict[str, Any]]:
+def operators(
+    model: onnx.ModelProto, deployed: Deployed, images: Float[Tensor, "n ..."], engine: Engine = in_onnxruntime
+) -> list[dict[str, Any]]:
     """One row for each operator of the file, run alone on the reference's codes for `images`.
 
     Where an input or the output of the reference is constant, equality would prove nothing; the operator gets random
     codes of its inputs' grids instead, and the row says so (`constant`).
     """
     kept, parts = deployed.tensors(images), Parts(model)
-    return [_operator(parts, deployed, op, kept) for op in deployed.operators()]
+    return [_operator(parts, deployed, op, kept, engine) for op in deployed.operators()]
 
 
-def _operator(parts: Parts, deployed: Deployed, op: Op, kept: Mapping[str, Tensor]) -> dict[str, Any]:
+def _operator(parts: Parts, deployed: Deployed, op: Op, kept: Mapping[str, Tensor], engine: Engine) -> dict[str, Any]:
     inputs = {name: kept[name] for name in op.inputs}
     expected = kept[op.name]
     constant = any(bool((t == t.flatten()[0]).all()) for t in (*inputs.values(), expected))
     if constant:
         inputs = {name: _any(deployed, name, value) for name, value in inputs.items()}
         expected = op([inputs[n] for n in op.inputs], [deployed.grids[n] for n in op.inputs])
-    made, kernels = session(parts.cut(list(inputs), op.name))
-    off = np.abs(run(made, inputs) - expected.double().cpu().numpy())
+    output, kernel = engine(parts.cut(list(inputs), op.name), inputs)
+    off = np.abs(output - expected.double().cpu().numpy())
     bits = op.choice.bits if isinstance(op, Layer) else None
-    about = {"name": op.name, "kind": op.kind, "kernel": _main(kernels), "weight_bits": bits, "constant": constant}
+    about = {"name": op.name, "kind": op.kind, "kernel": kernel, "weight_bits": bits, "constant": constant}
     return about | {"values": expected.numel()} | _difference(off, expected, op.grid is not None)
 
 
@@ -152,15 +165,16 @@ def _difference(off: NDArray[np.float64], expected: Tensor, codes: bool) -> dict
 # -- (b) the whole file ------------------------------------------------------------------------------------------------
 @torch.no_grad()
 def _outputs(
-    made: Any, deployed: Deployed, batches: Iterable[Batch], subnet: nn.Module | None
+    files: Mapping[str, Any], deployed: Deployed, batches: Iterable[Batch], subnet: nn.Module | None
 ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    """Logits by who computed them, labels, and the images of the first batch."""
-    logits: dict[str, list[Tensor]] = {"file": [], "deployed": []}
+    """Logits by who computed them, labels, and the images of the first batch; `files` are sessions."""
+    logits: dict[str, list[Tensor]] = {**{name: [] for name in files}, "deployed": []}
     labels: list[Tensor] = []
     first = torch.empty(0)
     for images, target in batches:
         first = first if labels else images
-        logits["file"].append(torch.from_numpy(run(made, {deployed.source: images})))
+        for name, made in files.items():
+            logits[name].append(torch.from_numpy(run(made, {deployed.source: images})))
         logits["deployed"].append(deployed(images).double())
         if subnet is not None:
             with evaluating(subnet):
@@ -175,14 +189,15 @@ def compare(logits: Mapping[str, Float[Tensor, "n k"]], labels: Int[Tensor, " n"
     """Predictions of the file beside those of the reference.
 
     Args:
-        logits: of `file` and `deployed`, and of `subnet` if it is to be reported.
+        logits: of `file` and `deployed`, and of `subnet` and `file_default` if they are to be reported.
         labels: the classes.
         bits: fewest bits in the network; decides how many predictions must be equal.
 
     Returns:
         `failures`, `images`, `accuracy` by name, `agreement` (share of equal predictions) and `agreement_needed`,
-        `subnet_agreement` of the trained module, `sqnr_db` of the logits (None: equal), every one of the
-        `disagreements` with its margin, beside the `median_margin`.
+        `subnet_agreement` of the trained module, `default_agreement` of the file in a session with onnxruntime's
+        defaults where that computes something else (see `runtime.session`), `sqnr_db` of the logits (None: equal),
+        every one of the `disagreements` with its margin, beside the `median_margin`.
     """
     reference, file, n = logits["deployed"], logits["file"], len(labels)
     if bool((reference == reference[0]).all()):
@@ -204,6 +219,7 @@ def compare(logits: Mapping[str, Float[Tensor, "n k"]], labels: Int[Tensor, " n"
         "agreement": equal["file"],
         "agreement_needed": needed,
         "subnet_agreement": equal.get("subnet"),
+        "default_agreement": equal.get("file_default"),
         "sqnr_db": 10 * float(torch.log10(reference.pow(2).sum() / noise)) if noise else None,
         "median_margin": float((best[:, 0] - best[:, -1]).median()),
         "disagreements": _disagreements(reference, top, labels),

@@ -78,6 +78,37 @@ class TestFolder:
             assert said["elastibit.profile"] == name
             assert json.loads(said["elastibit.layers"]) == card["layers"]
             assert json.loads(said["elastibit.costs"]) == card["costs"]
+            assert json.loads(said["elastibit.about"]) == {"name": "mixed", "budget": "w4a4"}
+            assert json.loads(said["elastibit.provenance"])["versions"] == card["provenance"]["versions"]
+            proof = json.loads(said["elastibit.verification"])
+            assert proof == {name: card["verification"][name] for name in proof} and len(proof) == 3
+
+    def test_what_is_said_changes_no_graph(self, done, resnet, subnets):
+        out, _ = done["int8"]
+        bare = onnx.load(out / "model.onnx")
+        bare.ClearField("metadata_props")
+        written = write(subnets[3][2])
+        assert bare.SerializeToString() == written.SerializeToString()
+
+    def test_another_profile_replaces_the_files(self, resnet, subnets, tmp_path):
+        class Renamed(Profile):
+            def export(self, model, example, path):
+                (path.parent / "more.bin").write_bytes(b"more")
+                return super().export(model, example, path.with_suffix(".other"))
+
+            def verify(self, path, model, batches):
+                assert path.name == "model.other"
+                return super().verify(path, model, batches)
+
+        _, x = resnet
+        _, subnet, _ = subnets[0]
+        export(subnet, x[:1], tmp_path, "int8", batches(x))
+        (tmp_path / "mine.txt").write_text("kept")
+        card = export(subnet, x[:1], tmp_path, Renamed("renamed"), batches(x))
+        assert {p.name for p in tmp_path.iterdir()} == {"card.json", "card.md", "mine.txt", "model.other", "more.bin"}
+        assert card["file"]["name"] == "model.other" and [row["name"] for row in card["beside"]] == ["more.bin"]
+        export(subnet, x[:1], tmp_path, "int8", batches(x))
+        assert {p.name for p in tmp_path.iterdir()} == {"card.json", "card.md", "mine.txt", "model.onnx"}
 
 
 class TestCard:

@@ -1,5 +1,6 @@
 """The door: which subnets, with which statistics, and what becomes of them."""
 
+import hashlib
 import json
 import shutil
 
@@ -109,6 +110,8 @@ class TestMaterialised:
         about = described(run, record)
         assert about["name"] == f"digits w4a4 ({record['id']})" and about["model"].startswith("CifarResNet")
         assert about["indices"] == record["indices"] and about["accuracy on select"] == 0.5
+        content = (run.path / "supernet.safetensors").read_bytes()
+        assert about["supernet sha256"] == hashlib.sha256(content).hexdigest()
 
 
 @pytest.fixture
@@ -198,7 +201,7 @@ class TestDoor:
         ("word", "said"),
         [
             ("subnet=none", "no subnet 'none'"),
-            ("profile=int3", "no option 'int3' in group profile (did you mean int8?); choose one of int8"),
+            ("profile=int3", "choose one of all, carrier, int8"),
             ("profile.rounds=2", "20 rounds"),
         ],
     )
