@@ -40,6 +40,7 @@ supernet.quant.quantizer
 supernet.quant.bank
 supernet.elastic.stage
 supernet.elastic.layers supernet.elastic.attention supernet.elastic.norm
+supernet.elastic.streams
 supernet.elastic.wrap
 supernet.elastic.regions supernet.elastic.audit supernet.elastic.sampling
 supernet.elastic.supernet
