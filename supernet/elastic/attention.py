@@ -18,6 +18,8 @@ from supernet.config import QuantConfig
 from supernet.quant.quantizer import Quantizer
 from supernet.space import Dimension
 
+PARTS = ("qkv", "q_norm", "k_norm", "attn_drop", "norm", "gate", "proj", "proj_drop")
+
 
 class MatMul(nn.Module):
     """factor * left @ right, both computed from the input of the network.
@@ -86,11 +88,20 @@ class Attention(nn.Module):
             `proj_drop`.
     """
 
+    qkv: nn.Module
+    q_norm: nn.Module
+    k_norm: nn.Module
+    attn_drop: nn.Module
+    norm: nn.Module
+    gate: nn.Module
+    proj: nn.Module
+    proj_drop: nn.Module
+
     def __init__(self, heads: int, scale: float, **parts: nn.Module | None) -> None:
         super().__init__()
         self.heads = heads
         given = {name: part for name, part in parts.items() if part is not None}
-        for name in ("qkv", "q_norm", "k_norm", "attn_drop", "norm", "gate", "proj", "proj_drop"):
+        for name in PARTS:
             self.add_module(name, given.pop(name, None) or nn.Identity())
         if given:
             raise ValueError(f"attention has no parts called {', '.join(given)}")
@@ -114,8 +125,7 @@ class Attention(nn.Module):
 
 
 def _from_timm(module: Any) -> nn.Module:
-    names = ("qkv", "q_norm", "k_norm", "attn_drop", "norm", "gate", "proj", "proj_drop")
-    return Attention(module.num_heads, module.scale, **{name: getattr(module, name, None) for name in names})
+    return Attention(module.num_heads, module.scale, **{name: getattr(module, name, None) for name in PARTS})
 
 
 EXPLICIT: dict[str, Callable[[Any], nn.Module]] = {

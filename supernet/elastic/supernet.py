@@ -94,8 +94,7 @@ class SuperNet(nn.Module):
             "allow": list(allow),
             "formats": [plain(f) for f in formats],
         }
-        model = write_out(model, allow)
-        found = discover(model, example)
+        found = discover(model := write_out(model, allow), example)
         self._coverage = coverage(found, multiplications(model, example), allow)
         check_stages(model, example)
         others = tuple(QuantConfig(f, g) for f in formats for g in sharing)
@@ -103,8 +102,7 @@ class SuperNet(nn.Module):
         edge, pin = (() if first_last_bits is None else (found[0].name, found[-1].name)), (first_last_bits or 8,)
         pinned = (_choices(pin, sharing, symmetries), _choices(pin, (PerTensor(),), symmetries))
         for layer in found:
-            weights, inputs = pinned if layer.name in edge else free
-            swap(model, layer.name, inputs if layer.kind == "matmul" else weights, inputs)
+            swap(model, layer.name, *(pinned if layer.name in edge else free))
         self.model: nn.Module = place_sites(model, SITE, example) if sites else model
         self.stages = {name: m for name, m in self.model.named_modules() if isinstance(m, Stage)}
         self.layers = tuple(Layer(**vars(f), active_if=self._condition(f.name)) for f in found)

@@ -155,11 +155,11 @@ def swap(
 ) -> None:
     """Replace the float layer at path `name`, and wherever else it is used, by a quantized one with its parameters.
 
-    Of a product, the choices of the weight are those of its right operand.
+    Both operands of a product have the choices of inputs.
     """
     layer = model.get_submodule(name)
     made = ADAPTERS[type(layer)].from_float(layer)
-    made.quantize(weight_choices, input_choices)
+    made.quantize(input_choices if isinstance(layer, MatMul) else weight_choices, input_choices)
     for parent in list(model.modules()):
         for child, module in parent._modules.items():
             if module is layer:
@@ -236,8 +236,8 @@ def place_sites(model: nn.Module, choice: QuantConfig, example: Tensor) -> fx.Gr
 
 
 class _Data(fx.Interpreter):
-    """Runs a graph and notes its nodes: `live` depend on the input (with the number of axes, None for several tensors at
-    once), `floats` are the real tensors among them, `plain` hold no tensor at all."""
+    """Runs a graph and notes its nodes: `live` depend on the input (and have so many axes; None for several tensors),
+    `floats` are the real tensors among them, `plain` hold no tensor at all."""
 
     def __init__(self, graph: fx.GraphModule) -> None:
         super().__init__(graph)
