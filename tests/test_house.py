@@ -52,6 +52,8 @@ supernet.training.module
 supernet.training.fit
 supernet.export.graph supernet.export.runtime
 supernet.export.operators
+supernet.export.operators_tokens
+supernet.export.lower_tokens supernet.export.onnx_tokens supernet.export.prepare
 supernet.export.fold supernet.export.lower
 supernet.export.deploy
 supernet.export.onnx supernet.export.integer
