@@ -41,7 +41,7 @@ def _product(op: Product, to: _Writer) -> None:
     left = to.deployed.grids[op.inputs[0]]
     assert left is not None
     scale = to.constant(f"{op.name}.scale.left", op.left_scale(left).numpy(), np.float32)
-    zero = to.grid(op.inputs[0], left)[1]
+    zero = to.constant(f"{op.inputs[0]}.zero", left.zero, np.uint8)
     value = to.node("DequantizeLinear", [op.inputs[0], scale, zero], f"{op.name}.left")
     to.finish(op, "MatMul", [value, to.read(op.inputs[1])])
 
