@@ -17,7 +17,7 @@ from supernet.export.operators import Layer, Linear
 from supernet.export.operators_tokens import LayerNorm, Product, Scale, Shift, Softmax
 from supernet.export.profile import costs, layers
 from supernet.export.runtime import counts, run, session
-from supernet.export.verify import operators
+from supernet.export.verify import compare, operators
 from supernet.formats.integer import Integer
 
 CHOICE = QuantConfig(Integer(8), PerTensor(), False)
@@ -221,6 +221,38 @@ class TestNetwork:
         assert np.array_equal(one, all_of[:1]) and [op.kind for op in made.operators()][3:7] == [
             *("Transpose", "Pad", "Shift", "Shift")
         ]
+
+
+class TestControl:
+    """A second right evaluation says how often two of them may disagree."""
+
+    def test_it_differs_in_last_bits_only(self, net):
+        made = deploy(net.materialise(net.space.uniform("w8a8")).eval(), IMAGES)
+        other = made.jittered(IMAGES, torch.Generator().manual_seed(0))
+        off = float((other - made(IMAGES)).abs().max() / made(IMAGES).abs().max())
+        assert made.coupled and 0 < off < 0.05
+        assert torch.equal(other, made.jittered(IMAGES, torch.Generator().manual_seed(0)))
+
+    def test_networks_of_codes_have_none(self, deployed_of, residual):
+        _, made, _ = deployed_of(residual(), (3, 8, 8))
+        assert not made.coupled
+
+    @pytest.mark.parametrize(
+        ("control", "file", "passes"), [(0, 1, False), (2, 4, True), (2, 5, False), (None, 1, False)]
+    )
+    def test_a_file_may_disagree_twice_as_often(self, control, file, passes):
+        n = 200
+        reference = torch.eye(2, dtype=torch.float64)[torch.arange(n) % 2]
+
+        def flipped(count):
+            return torch.cat([reference[:count].flip(1), reference[count:]])
+
+        logits = {"file": flipped(file), "deployed": reference}
+        if control is not None:
+            logits |= {"control 0": flipped(control), "control 1": reference}
+        found = compare(logits, torch.zeros(n, dtype=torch.long), 8)
+        assert (not found["failures"]) == passes and set(found["accuracy"]) == {"file", "deployed"}
+        assert found["control_agreement"] == (None if control is None else 1 - control / n)
 
 
 VARIANTS = {
