@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from supernet.calibration.batchnorm import recalibrated
 from supernet.config import Layer, SubnetConfig
 from supernet.cost import Factors, gated
+from supernet.elastic.attention import QuantMatMul
 from supernet.elastic.layers import QuantLayer
 from supernet.elastic.supernet import SuperNet
 from supernet.quant.quantizer import Quantizer
@@ -66,21 +67,27 @@ class OutputMSE:
         inputs, exact = self._float_pass(net, images)
         terms = []
         for layer in net.layers:
-            module = net.model.get_submodule(layer.name)
-            assert isinstance(module, QuantLayer)
-            weight, data = layer_errors(module, inputs[layer.name])
-            terms.append(gated(net.space, layer, (layer.weight,), _monotone(weight, module.weight_quantizer)))
-            terms.append(gated(net.space, layer, (layer.input,), _monotone(data, module.input_quantizer)))
+            module: Any = net.model.get_submodule(layer.name)
+            errors = product_errors if isinstance(module, QuantMatMul) else layer_errors
+            for gene, name, found in zip(
+                (layer.weight, layer.input), module.genes.values(), errors(module, *inputs[layer.name]), strict=True
+            ):
+                terms.append(gated(net.space, layer, (gene,), _monotone(found, getattr(module, name))))
         return Factors((*terms, *_depth_prices(net, images, exact, Factors(tuple(terms)))))
 
-    def _float_pass(self, net: SuperNet, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    def _float_pass(self, net: SuperNet, images: Tensor) -> tuple[dict[str, tuple[Tensor, ...]], Tensor]:
         """Sampled inputs of every layer, and the output, of the largest subnet in float."""
         rng = np.random.default_rng(self.seed)
-        inputs: dict[str, Tensor] = {}
+        inputs: dict[str, tuple[Tensor, ...]] = {}
 
         def keep(layer: Layer) -> Any:
             def hook(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-                inputs[layer.name] = sampled(module, arguments[0], self.positions, rng)
+                if isinstance(module, QuantMatMul):
+                    left, right = arguments
+                    few = _choose(len(left), max(1, self.positions // left[0, ..., 0].numel()), rng)
+                    inputs[layer.name] = left[few], right[few]
+                else:
+                    inputs[layer.name] = (sampled(module, arguments[0], self.positions, rng),)
 
             return hook
 
@@ -157,6 +164,24 @@ def layer_errors(module: QuantLayer, x: Float[Tensor, "g p i"]) -> tuple[Table, 
         with module.input_quantizer.using(k):
             of_input.append(relative((module.input_quantizer(x) - x) @ weight))
     return np.array(of_weight), np.array(of_input)
+
+
+@torch.no_grad()
+def product_errors(
+    module: QuantMatMul, left: Float[Tensor, "n ... m k"], right: Float[Tensor, "n ... k p"]
+) -> tuple[Table, Table]:
+    """Relative output error of each choice of the right operand (exact left one), and of each of the left one."""
+    exact = left @ right
+    power = (exact - exact.mean(-2, keepdim=True)).square().sum().clamp_min(1e-20)
+    found: dict[str, list[float]] = {"right": [], "left": []}
+    for side, operand in (("right", right), ("left", left)):
+        quantizer: Quantizer = getattr(module, f"{side}_quantizer")
+        for k in range(len(quantizer.choices)):
+            with quantizer.using(k):
+                error = quantizer(operand) - operand
+            product = left @ error if side == "right" else error @ right
+            found[side].append(float(product.square().sum() / power))
+    return np.array(found["right"]), np.array(found["left"])
 
 
 def _monotone(errors: Table, quantizer: Quantizer) -> Table:

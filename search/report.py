@@ -205,7 +205,8 @@ def bits_section(files: Files) -> str:
         files.subnets[s["id"]] | {"label": s["label"]} for s in files.front["subnets"] if s["id"] in files.subnets
     ]
     genes = [d["name"] for d in files.space["dimensions"]]
-    names = [gene.removesuffix(".weight") for gene in genes if gene.endswith(".weight")]
+    ends = (".weight", ".right.input")  # of layers, and of products of two activations
+    names = [gene.removesuffix(end) for gene in genes for end in ends if gene.endswith(end)]
     words = "Blue is many bits, red is few; an empty field is a layer that the subnet leaves out."
     return page.text(words) + figures.html(figures.layer_bits(chosen, names), "plot-bits")
 

@@ -174,7 +174,7 @@ class Layer:
 
     Attributes:
         name: path of the module, e.g. `layer1.0.conv1`.
-        kind: `conv` or `linear`.
+        kind: `conv`, `linear`, or `matmul` for a product of two activations; its right operand stands for the weight.
         macs: multiply-accumulates for one example.
         weights: number of weight elements.
         outputs: output channels.
@@ -197,13 +197,13 @@ class Layer:
 
     @property
     def weight(self) -> str:
-        """Name of the dimension that holds the weight's QuantConfig."""
-        return f"{self.name}.weight"
+        """Name of the dimension that holds the weight's (of a product: the right operand's) QuantConfig."""
+        return f"{self.name}.right.input" if self.kind == "matmul" else f"{self.name}.weight"
 
     @property
     def input(self) -> str:
-        """Name of the dimension that holds the input's QuantConfig."""
-        return f"{self.name}.input"
+        """Name of the dimension that holds the input's (of a product: the left operand's) QuantConfig."""
+        return f"{self.name}.left.input" if self.kind == "matmul" else f"{self.name}.input"
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,6 +40,7 @@ supernet.quant.quantizer
 supernet.quant.bank
 supernet.elastic.stage
 supernet.elastic.layers supernet.elastic.attention supernet.elastic.norm
+supernet.elastic.streams
 supernet.elastic.wrap
 supernet.elastic.regions supernet.elastic.audit supernet.elastic.sampling
 supernet.elastic.supernet
@@ -51,6 +52,8 @@ supernet.training.module
 supernet.training.fit
 supernet.export.graph supernet.export.runtime supernet.export.suite
 supernet.export.operators
+supernet.export.operators_tokens
+supernet.export.lower_tokens supernet.export.onnx_tokens supernet.export.prepare
 supernet.export.fold supernet.export.lower supernet.export.kernels
 supernet.export.deploy
 supernet.export.onnx supernet.export.integer

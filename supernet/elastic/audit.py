@@ -7,11 +7,31 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from supernet.elastic.stage import Stage
 from supernet.elastic.wrap import Found, evaluating
 
 COVERED = 0.99
+
+
+def multiplications(model: nn.Module, example: Tensor) -> dict[str, int]:
+    """MACs of one example by the innermost module that spends them ("" for the model itself), whatever the operator."""
+    batch = example.shape[0]
+    counter = FlopCounterMode(display=False)
+    with evaluating(model), counter:
+        model(example)
+    inclusive = {path: sum(ops.values()) // 2 // batch for path, ops in counter.get_flop_counts().items()}
+    root = type(model).__name__
+    total = {path.removeprefix(root).lstrip("."): count for path, count in inclusive.items() if path != "Global"}
+    own = dict(total)
+    for path, count in total.items():
+        if path:
+            parent = path.rpartition(".")[0]
+            while parent and parent not in total:
+                parent = parent.rpartition(".")[0]
+            own[parent] = own.get(parent, 0) - count
+    return {path: count for path, count in own.items() if count > 0}
 
 
 def coverage(found: Sequence[Found], spent: dict[str, int], allow: Sequence[str]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ arithmetic.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -19,8 +19,12 @@ from supernet.space import Dimension
 
 
 class QuantLayer(nn.Module):
-    """What both layers share: the quantizers, their dimensions, and how a float layer becomes one of these."""
+    """What both layers share: the quantizers, their dimensions, and how a float layer becomes one of these.
 
+    `genes` says which quantizer each dimension chooses for, that in the place of the weight first.
+    """
+
+    genes: ClassVar[dict[str, str]] = {"weight": "weight_quantizer", "input": "input_quantizer"}
     weight: Tensor
     bias: Any  # a Parameter or None
     weight_quantizer: Quantizer
@@ -42,8 +46,7 @@ class QuantLayer(nn.Module):
 
     def dimensions(self, prefix: str) -> list[Dimension]:
         """`<prefix>.weight` and `<prefix>.input`."""
-        quantizers = {"weight": self.weight_quantizer, "input": self.input_quantizer}
-        return [Dimension(f"{prefix}.{what}", q.choices) for what, q in quantizers.items()]
+        return [Dimension(f"{prefix}.{gene}", getattr(self, name).choices) for gene, name in self.genes.items()]
 
     def fix(self, weight_choice: int, input_choice: int) -> None:
         """Keep one choice of each quantizer and drop the others."""

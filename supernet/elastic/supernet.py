@@ -25,12 +25,12 @@ from supernet.config import (
     plain,
 )
 from supernet.cost import Costs
-from supernet.elastic.audit import check_stages, coverage
-from supernet.elastic.layers import QuantLayer
+from supernet.elastic.attention import write_out
+from supernet.elastic.audit import check_stages, coverage, multiplications
 from supernet.elastic.regions import Regions, compiled
 from supernet.elastic.sampling import batch_statistics, catching
 from supernet.elastic.stage import Stage
-from supernet.elastic.wrap import discover, evaluating, multiplications, place_sites, swap
+from supernet.elastic.wrap import QUANTIZED, discover, evaluating, place_sites, swap
 from supernet.formats.integer import Integer
 from supernet.quant.bank import Bank
 from supernet.quant.quantizer import Quantizer
@@ -54,7 +54,7 @@ class SuperNet(nn.Module):
         formats: further number formats for weights beside the integers; symmetric.
         sites: whether tensors between operators are quantized too (8 bits), as runtimes need it.
         allow: shell patterns of modules that may stay in float; what is uncovered beyond 1 % of the MACs is an error
-            otherwise.
+            otherwise. Attention that one of them names is left as it is, with its products in float.
         model_options: passed to timm where `model` is a name.
 
     Raises:
@@ -94,7 +94,7 @@ class SuperNet(nn.Module):
             "allow": list(allow),
             "formats": [plain(f) for f in formats],
         }
-        found = discover(model, example)
+        found = discover(model := write_out(model, allow), example)
         self._coverage = coverage(found, multiplications(model, example), allow)
         check_stages(model, example)
         others = tuple(QuantConfig(f, g) for f in formats for g in sharing)
@@ -146,17 +146,18 @@ class SuperNet(nn.Module):
         ]
         for layer in self.layers:
             module = self.model.get_submodule(layer.name)
-            assert isinstance(module, QuantLayer)
+            assert isinstance(module, QUANTIZED)
             conditions = self._condition(layer.name)
             dimensions += [Dimension(d.name, d.choices, conditions) for d in module.dimensions(layer.name)]
         return dimensions
 
     def _genes(self) -> dict[str, int]:
         """Position of the dimension of every quantizer whose choice varies, by the quantizer's name."""
+        modules: dict[str, Any] = {layer.name: self.model.get_submodule(layer.name) for layer in self.layers}
         return {
-            f"{layer.name}.{what}_quantizer": self.space.position[f"{layer.name}.{what}"]
-            for layer in self.layers
-            for what in ("weight", "input")
+            f"{path}.{quantizer}": self.space.position[f"{path}.{gene}"]
+            for path, module in modules.items()
+            for gene, quantizer in module.genes.items()
         }
 
     @property
@@ -314,7 +315,7 @@ class SuperNet(nn.Module):
         model = copy.deepcopy(self.model)
         for layer in self.layers:
             module = model.get_submodule(layer.name)
-            assert isinstance(module, QuantLayer)
+            assert isinstance(module, QUANTIZED)
             module.fix(int(row[self.space.position[layer.weight]]), int(row[self.space.position[layer.input]]))
         for module in model.modules():
             if isinstance(module, Quantizer):
@@ -349,8 +350,7 @@ class SuperNet(nn.Module):
 
     def audit(self) -> dict[str, Any]:
         """MACs covered by quantized layers (share and count), what is left in float, number of sites."""
-        fixed = [name for name, q in self.quantizers.items() if not q.weight and ".input_quantizer" not in f".{name}"]
-        return self._coverage | {"layers": len(self.layers), "sites": len(fixed)}
+        return self._coverage | {"layers": len(self.layers), "sites": len(self.quantizers) - len(self._elastic)}
 
 
 def _timm(name: str, **options: Any) -> nn.Module:

@@ -19,19 +19,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from supernet.config import QuantConfig
-from supernet.elastic.layers import ADAPTERS, QuantLayer
+from supernet.elastic.attention import MatMul, QuantMatMul
+from supernet.elastic.layers import ADAPTERS as LAYERS
+from supernet.elastic.layers import QuantLayer
 from supernet.elastic.stage import Stage
+from supernet.elastic.streams import real
 from supernet.quant.quantizer import Quantizer
 
 SITE_BITS = 8
+QUANTIZED = (QuantLayer, QuantMatMul)
+ADAPTERS: dict[type[nn.Module], Any] = {**LAYERS, MatMul: QuantMatMul}
+"""What becomes what: the quantized class is made by `from_float`."""
+
 ACTIVATIONS = (nn.ReLU, nn.ReLU6)
 ACTIVATION_CALLS = (F.relu, torch.relu, F.relu6, torch.relu_)
 ON_GRID = (nn.MaxPool2d, nn.Flatten, nn.ZeroPad2d)
-ON_GRID_CALLS: tuple[Callable[..., object], ...] = (operator.getitem, torch.flatten, F.pad, F.max_pool2d, torch.reshape)
-ON_GRID_METHODS = ("flatten", "view", "reshape", "contiguous")
+ON_GRID_CALLS: tuple[Callable[..., object], ...] = (
+    *(operator.getitem, torch.flatten, F.pad, F.max_pool2d, torch.reshape),
+    *(torch.transpose, torch.permute),
+)
+ON_GRID_METHODS = ("flatten", "view", "reshape", "contiguous", "transpose", "permute")
 PARTS, PARTS_METHODS = (torch.chunk, torch.split, torch.unbind), ("chunk", "split", "unbind")
 
 
@@ -68,7 +77,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def discover(model: nn.Module, example: Tensor) -> list[Found]:
-    """Convolutions and linear layers in the order in which a forward pass meets them.
+    """Convolutions, linear layers and products in the order in which a forward pass meets them.
 
     A layer that is met several times is listed once with its MACs added up.
 
@@ -86,10 +95,14 @@ def discover(model: nn.Module, example: Tensor) -> list[Found]:
                 if source:
                     found[source] = replace(found[source], behind_norm=True)
                 return
+            before = found.get(name)
+            if isinstance(module, MatMul):
+                count = output[0].numel() * inputs[0].shape[-1] + (before.macs if before else 0)
+                found[name] = Found(name, "matmul", count, 0, 1, False, False, tuple(inputs[0].shape[1:]))
+                return
             assert isinstance(module, nn.Conv2d | nn.Linear)
             kind = "conv" if isinstance(module, nn.Conv2d) else "linear"
             count = (output.numel() // output.shape[0]) * (module.weight.numel() // module.weight.shape[0])
-            before = found.get(name)
             count += before.macs if before else 0
             normed, bias = before is not None and before.behind_norm, module.bias is not None
             shape, (outputs, weights) = tuple(inputs[0].shape[1:]), (module.weight.shape[0], module.weight.numel())
@@ -117,32 +130,16 @@ def discover(model: nn.Module, example: Tensor) -> list[Found]:
     return list(found.values())
 
 
-def multiplications(model: nn.Module, example: Tensor) -> dict[str, int]:
-    """MACs of one example by the innermost module that spends them ("" for the model itself), whatever the operator."""
-    batch = example.shape[0]
-    counter = FlopCounterMode(display=False)
-    with evaluating(model), counter:
-        model(example)
-    inclusive = {path: sum(ops.values()) // 2 // batch for path, ops in counter.get_flop_counts().items()}
-    root = type(model).__name__
-    total = {path.removeprefix(root).lstrip("."): count for path, count in inclusive.items() if path != "Global"}
-    own = dict(total)
-    for path, count in total.items():
-        if path:
-            parent = path.rpartition(".")[0]
-            while parent and parent not in total:
-                parent = parent.rpartition(".")[0]
-            own[parent] = own.get(parent, 0) - count
-    return {path: count for path, count in own.items() if count > 0}
-
-
 def swap(
     model: nn.Module, name: str, weight_choices: Sequence[QuantConfig], input_choices: Sequence[QuantConfig]
 ) -> None:
-    """Replace the float layer at path `name`, and wherever else it is used, by a quantized one with its parameters."""
+    """Replace the float layer at path `name`, and wherever else it is used, by a quantized one with its parameters.
+
+    Both operands of a product have the choices of inputs.
+    """
     layer = model.get_submodule(name)
-    made = ADAPTERS[type(layer)].from_float(layer)  # type: ignore[arg-type]
-    made.quantize(weight_choices, input_choices)
+    made = ADAPTERS[type(layer)].from_float(layer)
+    made.quantize(input_choices if isinstance(layer, MatMul) else weight_choices, input_choices)
     for parent in list(model.modules()):
         for child, module in parent._modules.items():
             if module is layer:
@@ -153,9 +150,15 @@ class _Tracer(fx.Tracer):
     """Keeps as one node what is quantized, normalised (timm's BatchNormAct2d too), cut short, or has no parts."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        kept = isinstance(m, QuantLayer | Quantizer | Stage | nn.modules.batchnorm._BatchNorm)
+        kept = isinstance(m, QuantLayer | QuantMatMul | Quantizer | Stage | nn.modules.batchnorm._BatchNorm)
         plain = not any(True for _ in m.children()) and not any(True for _ in m.parameters(recurse=False))
         return kept or plain or super().is_leaf_module(m, module_qualified_name)
+
+    def create_proxy(self, kind: str, target: Any, args: tuple[Any, ...], *rest: Any, **options: Any) -> Any:
+        """A node; an optional argument of the network is none, but has its default (no mask, for attention)."""
+        if kind == "placeholder" and args:
+            return args[0]
+        return super().create_proxy(kind, target, args, *rest, **options)
 
 
 def trace(model: nn.Module) -> fx.GraphModule:
@@ -202,19 +205,25 @@ def place_sites(model: nn.Module, choice: QuantConfig, example: Tensor) -> fx.Gr
         model(example)
     for handle in handles:
         handle.remove()
-    for stage, path, block in blocks:
-        setattr(stage, path.rpartition(".")[2], _Sites(block, seen[path], is_block=True).place(choice))
-    return _Sites(model, example, is_block=False).place(choice)
+    streams = set[Stage]()
+    for _, stage in reversed(stages):  # inner ones first
+        parts = {path: _Sites(block, seen[path], streams) for owner, path, block in blocks if owner is stage}
+        if all(part.gives_real() for part in parts.values()):
+            streams.add(stage)
+        for path, part in parts.items():
+            setattr(stage, path.rpartition(".")[2], part.place(choice, on_grid=stage not in streams))
+    return _Sites(model, example, streams).place(choice, on_grid=False)
 
 
 class _Data(fx.Interpreter):
-    """Runs a graph and notes its nodes: `floats` are tensors computed from the input, `plain` hold no tensor at all,
-    `same` give in evaluation the very tensor that they take, unchanged (identity, dropout, stochastic depth)."""
+    """Runs a graph and notes its nodes: `live` depend on the input (and have so many axes; None for several tensors),
+    `floats` are the real tensors among them, `plain` hold no tensor at all, `same` give in evaluation the very tensor
+    that they take, unchanged (identity, dropout, stochastic depth)."""
 
     def __init__(self, graph: fx.GraphModule) -> None:
         super().__init__(graph)
         self.same: set[fx.Node] = set()
-        self.live: set[fx.Node] = set()
+        self.live: dict[fx.Node, int | None] = {}
         self.floats: set[fx.Node] = set()
         self.plain: set[fx.Node] = set()
 
@@ -229,7 +238,7 @@ class _Data(fx.Interpreter):
         if not tensors:
             self.plain.add(n)
         elif n.op == "placeholder" or any(source in self.live for source in n.all_input_nodes):
-            self.live.add(n)
+            self.live[n] = out.dim() if isinstance(out, Tensor) else None
             if isinstance(out, Tensor) and out.is_floating_point():
                 self.floats.add(n)
         return out
@@ -241,23 +250,37 @@ class _Sites:
     Args:
         model: what to trace.
         example: an input of it.
-        is_block: it belongs to a Stage: its input sits on a grid already, and so must its output.
+        streams: stages whose blocks take and give real numbers (supernet.elastic.streams).
     """
 
-    def __init__(self, model: nn.Module, example: Tensor, is_block: bool) -> None:
-        self.traced, self.is_block = trace(model), is_block
+    def __init__(self, model: nn.Module, example: Tensor, streams: set[Stage]) -> None:
+        self.traced, self.streams = trace(model), streams
         self.modules = dict(self.traced.named_modules(remove_duplicate=False))
         self.data = _Data(self.traced)
         with evaluating(self.traced):
             self.data.run(example)
+        self.on_grid = False
+        known = {node for node in self.traced.graph.nodes if self.module(node) in streams}
+        self.real = real(self.traced.graph, self.module, self.data.live, self.consumers, self.ends, known)
 
-    def place(self, choice: QuantConfig) -> fx.GraphModule:
-        """Insert the sites and tell the layers behind them."""
+    def gives_real(self) -> bool:
+        """Whether the output is a real number, whatever the input is."""
+        (output,) = (node for node in self.traced.graph.nodes if node.op == "output")
+        return self.source(output) in self.real
+
+    def place(self, choice: QuantConfig, on_grid: bool) -> fx.GraphModule:
+        """Insert the sites and tell the layers behind them.
+
+        Args:
+            choice: how the sites quantize.
+            on_grid: it is a block of a Stage whose input sits on a grid already, and so must its output.
+        """
+        self.on_grid = on_grid
         graph, gridded = self.traced.graph, set[fx.Node]()
         for node in list(graph.nodes):
             if (
-                (node.op == "placeholder" and self.is_block)
-                or isinstance(self.module(node), Stage)
+                (node.op == "placeholder" and on_grid)
+                or (isinstance(self.module(node), Stage) and node not in self.real)
                 or (self.stays_on_grid(node) and self.source(node) in gridded)
             ):
                 gridded.add(node)
@@ -314,6 +337,12 @@ class _Sites:
         """Nodes that use the tensor, looking through those that do nothing in evaluation."""
         return [r for user in node.users for r in (self.readers(user) if user in self.data.same else [user])]
 
+    def ends(self, node: fx.Node) -> bool:
+        """Whether the node is a layer, or normalisation or activation behind one, or a Stage."""
+        source = self.source(node)
+        behind = self.fuses(node) and source is not None and self.ends(source)
+        return behind or isinstance(self.module(node), QuantLayer | Stage)
+
     def consumers(self, node: fx.Node) -> list[fx.Node]:
         """Nodes that use the tensor's values, looking through those that only move them."""
         found = []
@@ -326,12 +355,16 @@ class _Sites:
         """Whether values are made here that more than one layer's own quantizer, or something else, will read."""
         if node not in self.data.floats or self.stays_on_grid(node):
             return False
+        if node in self.real:
+            modules = [self.module(user) for user in self.consumers(node) if user.op != "output"]
+            shared = len(modules) > 1 and all(isinstance(module, QuantLayer) for module in modules)
+            return shared or any(isinstance(module, Stage) and module not in self.streams for module in modules)
         readers = self.readers(node)
         if len(readers) == 1 and self.fuses(readers[0]):
             return False  # an inner step of conv -> norm -> activation
         consumers = self.consumers(node)
         inner = [user for user in consumers if user.op != "output"]
-        if self.is_block and len(inner) < len(consumers):
+        if self.on_grid and len(inner) < len(consumers):
             return True
         return bool(inner) and not (len(inner) == 1 and isinstance(self.module(inner[0]), QuantLayer))
 

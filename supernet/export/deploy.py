@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,13 +11,15 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor, fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
 
+from supernet.elastic.attention import QuantMatMul
 from supernet.elastic.layers import QuantLayer
 from supernet.export.fold import check, fold
 from supernet.export.graph import Deployed, Grid, Move, Op
 from supernet.export.lower import BATCH, At, activation_of, is_free, is_move, lower, shape
-from supernet.export.operators import Conv, Pad
+from supernet.export.operators import Conv, Linear, Pad
+from supernet.export.operators_tokens import Product
+from supernet.export.prepare import Shapes, take_apart
 from supernet.quant.quantizer import Quantizer
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
@@ -35,8 +38,10 @@ def deploy(subnet: nn.Module, example: Float[Tensor, "n ..."]) -> Deployed:
             does not follow a layer alone, a grid that is not integer, a bias beyond int32.
     """
     flat = flatten(copy.deepcopy(subnet).eval())
-    ShapeProp(flat).propagate(torch.cat([example[:1]] * BATCH))
-    plan = _Plan(flat)
+    shapes = Shapes(flat)
+    shapes.propagate(torch.cat([example[:1]] * BATCH))
+    take_apart(flat.graph)
+    plan = _Plan(flat, shapes.constants)
     plan.drop_free()
     plan.expand_inputs()
     folded = plan.fold_norms()
@@ -49,7 +54,7 @@ class _Tracer(fx.Tracer):
     """Everything flat but what is quantized, what is normalised, and torch's own modules."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        kept = isinstance(m, QuantLayer | Quantizer | BatchNorm)
+        kept = isinstance(m, QuantLayer | QuantMatMul | Quantizer | BatchNorm)
         return kept or super().is_leaf_module(m, module_qualified_name)
 
 
@@ -76,10 +81,10 @@ class _Fused:
 
 
 class _Plan:
-    """The flat graph, rewritten step by step until each node is one operator."""
+    """The flat graph, rewritten step by step until each node is one operator; `constants` are no operators."""
 
-    def __init__(self, flat: fx.GraphModule) -> None:
-        self.flat, self.graph = flat, flat.graph
+    def __init__(self, flat: fx.GraphModule, constants: dict[fx.Node, Tensor]) -> None:
+        self.flat, self.graph, self.constants = flat, flat.graph, constants
         self.fused: dict[fx.Node, _Fused] = {}
 
     def module(self, node: fx.Node) -> nn.Module | None:
@@ -116,6 +121,10 @@ class _Plan:
             layer = self.module(node)
             if isinstance(layer, QuantLayer) and not layer.input_quantizer.row[4]:
                 node.args = (self.insert(f"{node.target}.input_quantizer", _source(node)), *node.args[1:])
+            elif isinstance(layer, QuantMatMul):
+                left, right = (n for n in node.args if isinstance(n, fx.Node))
+                sides = {"left": left, "right": right}
+                node.args = tuple(self.insert(f"{node.target}.{side}_quantizer", n) for side, n in sides.items())
 
     def fold_norms(self) -> int:
         """Attach each BatchNorm to the layer that it alone follows; returns how many there were."""
@@ -148,6 +157,8 @@ class _Plan:
                 continue
             while self._moves(_source(node)) and len(_source(node).users) == 1:
                 move = _source(node)
+                if move.target is operator.getitem and len(_source(move).users) > 1:
+                    break  # the other parts have quantizers of their own
                 node.replace_all_uses_with(move)
                 _source(move).append(node)
                 node.args, move.args = (_source(move),), (node, *move.args[1:])
@@ -198,7 +209,9 @@ class _Plan:
         for node in self.graph.nodes:
             if node.op == "placeholder":
                 names[node], grids[node.name] = node.name, None
-            elif node.op != "output" and shape(node) is not None:  # sizes are no tensors, and constants by now
+            elif node in self.constants or shape(node) is None:  # sizes are no tensors, and numbers by now
+                continue
+            elif node.op != "output":
                 names[node] = _name(node, grids)
                 for op in self._operators(node, names, grids):
                     grids[op.name] = grids[op.inputs[0]] if isinstance(op, Move) else op.grid
@@ -216,9 +229,14 @@ class _Plan:
         before = next((n for n in node.all_input_nodes if n in names), node)
         ops: list[Op]
         if isinstance(module, QuantLayer):
-            ops = [fold(name, module, fused.norm, (names[before], _codes(grids[names[before]], name)), grid)]
+            layer = fold(name, module, fused.norm, (names[before], _codes(grids[names[before]], name)), grid)
+            if isinstance(layer, Linear):
+                layer.lead = (shape(before) or ())[1:-1]
+            ops = [layer]
+        elif isinstance(module, QuantMatMul):
+            ops = [_product(name, module, node, names, grids)]
         else:
-            ops = lower(node, module, At(name, shape(before) or (), shape(node) or ()), names)
+            ops = lower(node, module, At(name, shape(before) or (), shape(node) or ()), {**self.constants, **names})
         last = next((op for op in reversed(ops) if not isinstance(op, Move)), None)
         if last is not None and grid is not None:
             last.grid, last.activation, last.site = grid, fused.activation, site
@@ -255,6 +273,16 @@ def _name(node: fx.Node, taken: dict[str, Grid | None]) -> str:
     """The module's path at its first call, else fx's name."""
     path = str(node.target)
     return path if node.op == "call_module" and path not in taken else node.name
+
+
+def _product(
+    name: str, module: QuantMatMul, node: fx.Node, names: dict[fx.Node, str], grids: dict[str, Grid | None]
+) -> Product:
+    """The product that a node is, of two tensors on grids."""
+    operands = [names[n] for n in node.all_input_nodes]
+    both = [_codes(grids[operand], name) for operand in operands]
+    depth = (shape(node.all_input_nodes[0]) or (0,))[-1]
+    return Product(name, operands, module.right_quantizer.choices[0], module.factor, depth, both)
 
 
 def _codes(grid: Grid | None, name: str) -> Grid:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from supernet.quant.quantizer import Quantizer
 
+LAST_BIT = 2.0**-23
 SHIFT = 128
 """Signed codes are kept as unsigned ones: +128 on code and zero-point leaves every value as it is."""
 
@@ -173,6 +174,22 @@ class Deployed(nn.Module):
             for name in op.inputs:
                 if self._last[name] == op.name:
                     kept.pop(name, None)
+        grid = self.grids[self.result]
+        return kept[self.result] if grid is None else grid.decode(kept[self.result])
+
+    @property
+    def coupled(self) -> bool:
+        """Whether codes depend on real numbers between operators, which two right evaluations round differently."""
+        return any(op.grid is None and op.name != self.result for op in self.operators())
+
+    @torch.no_grad()
+    def jittered(self, x: Float[Tensor, "n ..."], rng: torch.Generator) -> Float[Tensor, "n k"]:
+        """Logits where every real number between operators is off by about its last bit, at random: another right
+        evaluation. How far it is from `forward` says how far a file may be."""
+        kept = {self.source: x}
+        for op, made in self._steps(kept):
+            off = 0 if op.grid is not None else LAST_BIT * torch.randn(made.shape, generator=rng).to(made.device)
+            kept[op.name] = made * (1 + off)
         grid = self.grids[self.result]
         return kept[self.result] if grid is None else grid.decode(kept[self.result])
 

@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
+from supernet.export import lower_tokens as tokens
 from supernet.export.graph import Op
 from supernet.export.operators import (
     POINTWISE,
@@ -52,21 +53,25 @@ def _pair(value: Pair) -> tuple[int, int]:
 
 
 def _add(at: At, x: str, other: Any, *, alpha: float = 1) -> list[Op]:
-    if not isinstance(other, str) or not isinstance(x, str) or alpha != 1:
-        raise ValueError(f"{at.name} adds a constant; only sums of two tensors are exported")
+    if not isinstance(other, str) or not isinstance(x, str):
+        return tokens.shifted(at, x, other, alpha)
+    if alpha != 1:
+        raise ValueError(f"{at.name} adds {alpha} times a tensor; only plain sums of two tensors are exported")
     return [Add(at.name, (x, other))]
 
 
 def _mul(at: At, x: str, other: Any) -> list[Op]:
     if not isinstance(other, str) or not isinstance(x, str):
-        raise ValueError(f"{at.name} multiplies by a constant; only products of two tensors are exported")
+        return tokens.scaled(at, x, other)
     return [Pointwise(at.name, (x, other), "mul")]
 
 
-def _concat(at: At, tensors: Sequence[str], dim: int = 0) -> list[Op]:
+def _concat(at: At, tensors: Sequence[Any], dim: int = 0) -> list[Op]:
     axis = dim % len(at.after)
     if axis == 0:
         raise ValueError(f"{at.name} joins along the batch; only joins along other axes are exported")
+    if not all(isinstance(tensor, str) for tensor in tensors):
+        return tokens.joined(at, tensors, axis)
     return [Concat(at.name, tensors, axis)]
 
 
@@ -123,6 +128,8 @@ def _adaptive_avg_pool(at: At, x: str, output_size: Any) -> list[Op]:
 
 def _mean(at: At, x: str, dim: Any = None, keepdim: bool = False) -> list[Op]:
     dims = sorted(d % len(at.before) for d in ([dim] if isinstance(dim, int) else dim or ()))
+    if len(at.before) == tokens.AXES and dims:
+        return tokens.mean_of_tokens(at, x, dims, keepdim)
     if dims != [2, 3] or len(at.before) != 4:
         raise ValueError(
             f"{at.name} takes a mean over axes {dims or 'all'}; only the mean over height and width (2, 3) is exported"
@@ -144,6 +151,10 @@ def _reshape(at: At, x: str, *_sizes: Any, **_named: Any) -> list[Op]:
 
 def _slice(at: At, x: str, index: Any) -> list[Op]:
     index = index if isinstance(index, tuple) else (index,)
+    if any(type(i) is int for i in index):
+        parts = tuple(slice(i, i + 1 or None) if type(i) is int else i for i in index)
+        part = f"{at.name}.part"
+        return [*_slice(At(part, at.before, at.before), x, parts), Reshape(at.name, [part], at.after[1:])]
     if not all(
         isinstance(i, slice) and all(v is None or isinstance(v, int) for v in (i.start, i.stop, i.step)) for i in index
     ):
@@ -208,6 +219,7 @@ FUNCTIONS: dict[Any, Callable[..., list[Op]]] = {
     F.hardswish: _pointwise("hardswish"),
     F.hardsigmoid: _pointwise("hardsigmoid"),
     F.gelu: _gelu,
+    **tokens.FUNCTIONS,
 }
 METHODS: dict[str, Callable[..., list[Op]]] = {
     "add": _add,
@@ -222,6 +234,7 @@ METHODS: dict[str, Callable[..., list[Op]]] = {
     "relu_": _pointwise("relu"),
     "sigmoid": _pointwise("sigmoid"),
     "tanh": _pointwise("tanh"),
+    **tokens.METHODS,
 }
 MODULES: dict[type[nn.Module], Callable[[At, str, Any], list[Op]]] = {
     nn.MaxPool2d: lambda at, x, m: _max_pool(at, x, m.kernel_size, m.stride, m.padding, m.dilation, m.ceil_mode),
@@ -240,10 +253,11 @@ MODULES: dict[type[nn.Module], Callable[[At, str, Any], list[Op]]] = {
     nn.Hardsigmoid: lambda at, x, m: [Pointwise(at.name, [x], "hardsigmoid")],
     nn.GELU: lambda at, x, m: _gelu(at, x, m.approximate),
     Quantizer: lambda at, x, m: [Quantize(at.name, [x])],
+    **tokens.MODULES,
 }
 FREE = (nn.Identity, nn.modules.dropout._DropoutNd)
 FREE_METHODS = ("contiguous", "detach", "clone")
-MOVES = (_max_pool, _reshape, _slice, _pad)
+MOVES = (_max_pool, _reshape, _slice, _pad, *tokens.MOVES)
 
 
 def is_free(node: fx.Node, module: nn.Module | None) -> bool:
@@ -276,14 +290,14 @@ def _handler(node: fx.Node) -> Callable[..., list[Op]] | None:
     return METHODS.get(str(node.target)) if node.op == "call_method" else None
 
 
-def lower(node: fx.Node, module: nn.Module | None, at: At, names: dict[fx.Node, str]) -> list[Op]:
+def lower(node: fx.Node, module: nn.Module | None, at: At, names: dict[fx.Node, str | Tensor]) -> list[Op]:
     """The operators that stand for one node of the traced network (two where one operator is not enough).
 
     Args:
         node: of the traced graph.
         module: what it calls, if it calls a module.
         at: its name and shapes.
-        names: tensor name of each node before it.
+        names: tensor name of each node before it; the tensor itself where it is a constant.
 
     Raises:
         ValueError: an operator, or a use of one, that the exporter does not know; names the node.
@@ -298,7 +312,8 @@ def lower(node: fx.Node, module: nn.Module | None, at: At, names: dict[fx.Node, 
         what = type(module).__name__ if module is not None else getattr(node.target, "__name__", str(node.target))
         raise ValueError(
             f"{at.name} is {what}, which the exporter does not know; it knows convolutions, linear layers, sums, "
-            f"joins, pooling, reshapes, slices, padding with zeros and {', '.join(POINTWISE)}"
+            f"joins, pooling, reshapes, transposes, slices, padding with zeros, attention of timm's Attention, "
+            f"layer_norm, softmax and {', '.join(POINTWISE)}"
         )
     return handler(at, *args, **kwargs)
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
+from supernet.export import onnx_tokens
 from supernet.export.graph import Deployed, Grid, Op
 from supernet.export.kernels import shift, spare, tiled, widen
 from supernet.export.operators import (
@@ -138,14 +139,18 @@ class _Writer:
         self.initializers[name] = TensorProto(name=name, data_type=PACKED[bits], dims=np.shape(value), raw_data=content)
         return name
 
-    def read(self, name: str, codes: str | None = None) -> str:
-        """Real values of a tensor, for one reader: a DequantizeLinear of its own where the tensor is kept as codes
-        (under the name `codes`, if it was moved)."""
+    def read(self, name: str, moved: str = "") -> str:
+        """Real values of a tensor, for one reader: a DequantizeLinear of its own where the tensor is kept as codes.
+
+        Args:
+            name: of the tensor.
+            moved: what is read in its place: the same numbers in another shape.
+        """
         grid = self.deployed.grids[name]
         if grid is None or not self.quantized:
-            return name
+            return moved or name
         count = self._reads[name] = self._reads.get(name, 0) + 1
-        return self.node("DequantizeLinear", [codes or name, *self.grid(name, grid)], f"{name}.dq{count}")
+        return self.node("DequantizeLinear", [moved or name, *self.grid(name, grid)], f"{name}.dq{count}")
 
     def grid(self, name: str, grid: Grid) -> tuple[str, str]:
         """Names of scale and zero-point of a tensor."""
@@ -183,15 +188,15 @@ class _Writer:
         """Bounds of ReLU6."""
         return self.constant("relu6.low", 0, np.float32), self.constant("relu6.high", 6, np.float32)
 
-    def layer(self, op: Layer) -> list[str]:
-        """Real values of input, weight and bias of a layer, as its node reads them."""
+    def layer(self, op: Layer, moved: str = "") -> list[str]:
+        """Real values of input (see `read`), weight and bias of a layer, as its node reads them."""
         if not self.quantized:
             parts = {f"{op.name}.weight": op.weight, f"{op.name}.bias": op.shift}
             real = {name: value.cpu().numpy() for name, value in parts.items() if value is not None}
-            return [*op.inputs, *(self.constant(name, value, np.float32) for name, value in real.items())]
+            return [moved or op.inputs[0], *(self.constant(name, value, np.float32) for name, value in real.items())]
         grid = self.deployed.grids[op.inputs[0]]
         assert grid is not None
-        names = [self.read(op.inputs[0], self.wide(op)), self.weight(op)]
+        names = [self.read(op.inputs[0], moved or self.wide(op)), self.weight(op)]
         if op.bias is not None:
             unit = op.scale.cpu() * grid.scale / op.fine
             names.append(self.dequantize(f"{op.name}.bias", op.bias.cpu().numpy(), unit, None, 32))
@@ -302,7 +307,10 @@ def _(op: Conv, to: _Writer) -> None:
 
 @emit.register
 def _(op: Linear, to: _Writer) -> None:
-    to.finish(op, "Gemm", to.layer(op), transB=1)
+    if op.lead:
+        onnx_tokens.linear(op, to)
+    else:
+        to.finish(op, "Gemm", to.layer(op), transB=1)
 
 
 @emit.register
@@ -385,3 +393,7 @@ def _(op: Reshape, to: _Writer) -> None:
         to.move(op, "Flatten", axis=1)
     else:
         to.move(op, "Reshape", [to.constant(f"{op.name}.shape", [-1, *op.shape], np.int64)])
+
+
+for _kind, _form in onnx_tokens.FORMS.items():
+    emit.register(_kind, _form)

@@ -225,10 +225,12 @@ class Conv(Layer):
 
 
 class Linear(Layer):
-    """A linear layer on [n, c]."""
+    """A linear layer on [n, *lead, c]; `lead`: sizes of the axes of tokens, none for one vector an image."""
+
+    lead: tuple[int, ...] = ()
 
     def accumulate(self, x: Tensor, w: Tensor) -> Tensor:
-        """[n, c] -> [n, k]."""
+        """[n, *lead, c] -> [n, *lead, k]."""
         return F.linear(x, w)
 
 

@@ -20,6 +20,7 @@ from supernet.export.graph import Deployed
 from supernet.export.lint import floating, ideal_bytes, without_metadata
 from supernet.export.onnx import container, write, write_float
 from supernet.export.operators import Conv, Layer
+from supernet.export.operators_tokens import Product
 from supernet.export.runtime import latency, session
 from supernet.export.verify import verify
 from supernet.interfaces import Batch
@@ -119,14 +120,17 @@ def layers_of(deployed: Deployed) -> list[Layer]:
 
 
 def layers(deployed: Deployed, containers: Sequence[int]) -> list[dict[str, Any]]:
-    """One row for each layer: its true bits, and how the file stores them.
+    """One row for each layer and product of activations: its true bits, and how the file stores them.
 
     `weight` is the choice in the search space; `scales` how many the file has (a per-tensor weight behind a BatchNorm
     has one for each channel there); `embedding` what an 8-bit container multiplies the grid by.
     """
     sizes = deployed.tensors(deployed.example)
-    rows = []
-    for op in layers_of(deployed):
+    rows: list[dict[str, Any]] = []
+    for op in multiplying(deployed):
+        if isinstance(op, Product):
+            rows.append(_product(op, deployed, sizes[op.name].numel()))
+            continue
         source = deployed.grids[op.inputs[0]]
         assert source is not None
         elements, stored = op.codes.numel(), container(op, containers)
@@ -160,7 +164,7 @@ def costs(deployed: Deployed) -> dict[str, float]:
         "bitops": float(sum(product for _, product in spent)),
         "bitops_first_last_8": float(inner + edge),
         "bitops_inner": float(inner),
-        "bytes": float(sum(_stored(op) for op in layers_of(deployed))),
+        "bytes": float(sum(_stored(op) for op in multiplying(deployed))),
         "macs": float(sum(macs for macs, _ in spent)),
     }
 
@@ -178,12 +182,28 @@ def sizes(file: int, bare: int, deployed: Deployed, stored: Mapping[str, int]) -
         `file`, `bare`, `ideal` (see `lint.ideal_bytes`), `nominal` (weights at their true bits, as the cost model
         counts and predicts them) and `float` (of the float twin).
     """
-    ideal, nominal = ideal_bytes(layers_of(deployed), stored), sum(_stored(op) for op in layers_of(deployed))
+    ideal, nominal = ideal_bytes(layers_of(deployed), stored), sum(_stored(op) for op in multiplying(deployed))
     return {"file": file, "bare": bare, "ideal": ideal, "nominal": nominal, "float": write_float(deployed).ByteSize()}
 
 
-def _stored(op: Layer) -> int:
+def multiplying(deployed: Deployed) -> list[Layer | Product]:
+    """Layers and products of activations in order of execution."""
+    return [op for op in deployed.operators() if isinstance(op, Layer | Product)]
+
+
+def _product(op: Product, deployed: Deployed, outputs: int) -> dict[str, Any]:
+    """The row of a product; its right operand stands in the place of the weight, and nothing of it is stored."""
+    left, right = (deployed.grids[name] for name in op.inputs)
+    assert left is not None and right is not None
+    bits = {"weight": str(op.choice), "weight_bits": right.bits, "input_bits": left.bits, "stored_bits": 8}
+    empty = dict.fromkeys(("weights", "nominal_bytes", "stored_bytes", "constant_channels"), 0)
+    return {"name": op.name, "kind": "matmul", "macs": outputs * op.depth, **bits, "embedding": 1, "scales": 1, **empty}
+
+
+def _stored(op: Layer | Product) -> int:
     """Bytes of packed codes, scales (4, with a zero-point 5), int32 biases, the input's scale and zero-point (5)."""
+    if isinstance(op, Product):
+        return (4 if op.choice.symmetric else 5) + 5
     codes = math.ceil(op.codes.numel() * op.choice.bits / 8)
     bias = 0 if op.bias is None else 4 * len(op.bias)
     return codes + len(op.scale) * (4 if op.choice.symmetric else 5) + bias + 5

@@ -21,6 +21,7 @@ INTEGER = (
     "QLinearConv",
     "QGemm",
     "QLinearMatMul",
+    "MatMulIntegerToFloat",
     "QLinearAdd",
     "QLinearMul",
     "QLinearConcat",
@@ -33,6 +34,7 @@ NEUTRAL = (
     *("QuantizeLinear", "DequantizeLinear", "Clip", "Identity", "Cast"),
     *(
         "Transpose",
+        "Split",
         "ReorderInput",
         "ReorderOutput",
         "MaxPool",

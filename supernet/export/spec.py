@@ -210,6 +210,9 @@ def rows_of(deployed: Deployed) -> list[dict[str, Any]]:
     kinds = {op.name: weight_kind(op) for op in layers_of(deployed)}
     rows = []
     for row in layers(deployed, (8,)):
+        if row["name"] not in kinds:  # a product of activations stores nothing
+            rows.append(row)
+            continue
         kind, factor = kinds[row["name"]]
         embedding = next(op.factor for op in layers_of(deployed) if op.name == row["name"]) // factor
         more = {"stored_bits": kind.bits, "stored_type": np.dtype(kind.dtype).name, "embedding": embedding}

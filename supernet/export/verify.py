@@ -4,6 +4,10 @@ Two questions, two rulers. (a) Each operator of the file, cut out, gets the refe
 output code off, at least 99.9 % of them equal. (b) The whole file sees images: the prediction of the reference for at
 least 99.9 % of them at 8 bits and 99.5 % below, and its accuracy within 0.1 points. (b) cannot be stricter: where two
 orders of evaluation put a value on different sides of a tie, a network of few bits carries the step on.
+
+Where float kernels stand between codes (layer normalisation, softmax), even one right evaluation differs from the next
+in last bits. There the reference is evaluated once more with such differences (`Deployed.jittered`), and the file may
+disagree with it twice as often as that control does, if that is more.
 """
 
 from __future__ import annotations
@@ -33,6 +37,7 @@ REAL_OFF = 1e-4
 EQUAL_AT_8_BITS, EQUAL_BELOW = 0.999, 0.995
 ACCURACY_OFF = 0.001
 OPERATOR_IMAGES = 32
+CONTROLS = 2
 
 
 def verify(
@@ -170,12 +175,14 @@ def _outputs(
     """Logits by who computed them, labels, and the images of the first batch; `files` are sessions."""
     logits: dict[str, list[Tensor]] = {**{name: [] for name in files}, "deployed": []}
     labels: list[Tensor] = []
-    first = torch.empty(0)
+    first, rng = torch.empty(0), torch.Generator().manual_seed(0)
     for images, target in batches:
         first = first if labels else images
         for name, made in files.items():
             logits[name].append(torch.from_numpy(run(made, {deployed.source: images})))
         logits["deployed"].append(deployed(images).double())
+        for k in range(CONTROLS if deployed.coupled else 0):
+            logits.setdefault(f"control {k}", []).append(deployed.jittered(images, rng).double())
         if subnet is not None:
             with evaluating(subnet):
                 logits.setdefault("subnet", []).append(subnet(images).double())
@@ -189,15 +196,17 @@ def compare(logits: Mapping[str, Float[Tensor, "n k"]], labels: Int[Tensor, " n"
     """Predictions of the file beside those of the reference.
 
     Args:
-        logits: of `file` and `deployed`, and of `subnet` and `file_default` if they are to be reported.
+        logits: of `file` and `deployed`, of `subnet` and `file_default` if they are to be reported, and of controls
+            (`control <k>`), if any.
         labels: the classes.
         bits: fewest bits in the network; decides how many predictions must be equal.
 
     Returns:
         `failures`, `images`, `accuracy` by name, `agreement` (share of equal predictions) and `agreement_needed`,
-        `subnet_agreement` of the trained module, `default_agreement` of the file in a session with onnxruntime's
-        defaults where that computes something else (see `runtime.session`), `sqnr_db` of the logits (None: equal),
-        every one of the `disagreements` with its margin, beside the `median_margin`.
+        `control_agreement` of the worst control, `subnet_agreement` of the trained module, `default_agreement` of the
+        file in a session with onnxruntime's defaults where that computes something else (see `runtime.session`),
+        `sqnr_db` of the logits (None: equal), every one of the `disagreements` with its margin, beside the
+        `median_margin`.
     """
     reference, file, n = logits["deployed"], logits["file"], len(labels)
     if bool((reference == reference[0]).all()):
@@ -206,18 +215,23 @@ def compare(logits: Mapping[str, Float[Tensor, "n k"]], labels: Int[Tensor, " n"
             "recalibrate its BatchNorm, or use more bits or more images"
         )
     top = {name: values.argmax(1) for name, values in logits.items()}
-    accuracy = {name: float((choice == labels).double().mean()) for name, choice in top.items()}
+    controls = [name for name in top if name.startswith("control")]
+    accuracy = {name: float((top[name] == labels).double().mean()) for name in top if name not in controls}
     equal = {name: float((choice == top["deployed"]).double().mean()) for name, choice in top.items()}
+    control = min((equal[name] for name in controls), default=None)
+    slack = 0.0 if control is None else 2 * (1 - control)
     needed = EQUAL_AT_8_BITS if bits >= 8 else EQUAL_BELOW
+    needed = needed if control is None else min(needed, 1 - slack)
     noise = float((file - reference).pow(2).sum())
     best = reference.topk(min(2, reference.shape[1])).values
     return {
-        "failures": _failures(accuracy, equal["file"], needed, n),
+        "failures": _failures(accuracy, equal["file"], needed, n, slack),
         "images": n,
         "bits": bits,
         "accuracy": accuracy,
         "agreement": equal["file"],
         "agreement_needed": needed,
+        "control_agreement": control,
         "subnet_agreement": equal.get("subnet"),
         "default_agreement": equal.get("file_default"),
         "sqnr_db": 10 * float(torch.log10(reference.pow(2).sum() / noise)) if noise else None,
@@ -226,11 +240,11 @@ def compare(logits: Mapping[str, Float[Tensor, "n k"]], labels: Int[Tensor, " n"
     }
 
 
-def _failures(accuracy: Mapping[str, float], equal: float, needed: float, n: int) -> list[str]:
+def _failures(accuracy: Mapping[str, float], equal: float, needed: float, n: int, slack: float) -> list[str]:
     failures = []
     if equal < needed:
         failures.append(f"equal predictions: {100 * equal:.2f} % of {n} images, at least {100 * needed:g} % must be")
-    allowed = max(ACCURACY_OFF, 1 / n)  # in a small test part one image weighs more than 0.1 points
+    allowed = max(ACCURACY_OFF, 1 / n, slack)  # in a small test part one image weighs more than 0.1 points
     if abs(accuracy["file"] - accuracy["deployed"]) > allowed + 1e-12:
         found = f"{100 * accuracy['file']:.2f} % in the file, {100 * accuracy['deployed']:.2f} % deployed"
         failures.append(f"accuracy: {found}, at most {100 * allowed:.2g} points apart are allowed")

@@ -53,8 +53,8 @@ class WeightDistribution:
 
     def __call__(self, net: Any) -> Float[Tensor, ""] | None:
         """Mean penalty over the layers of a SuperNet; None where it has only one layer."""
-        weights = [net.model.get_submodule(layer.name).weight for layer in net.layers[1:]]
-        usable = [w for w in weights if w.numel() > 1]
+        layers = [net.model.get_submodule(layer.name) for layer in net.layers[1:]]
+        usable = [m.weight for m in layers if hasattr(m, "weight") and m.weight.numel() > 1]
         return torch.stack([self.of(w) for w in usable]).mean() if usable else None
 
 

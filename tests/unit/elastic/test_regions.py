@@ -89,7 +89,8 @@ NETS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], int]] = {
     "branches": (Branches, {"allow": ["*"]}, 4),
     "resnet18": (resnet18, {}, 4),
     "mobilenetv2": (lambda: timm_model("mobilenetv2_035", n_classes=5), {}, 5),
-    "vit": (vit, {"allow": ["*"]}, 3),
+    "vit": (vit, {}, 3),
+    "vit, attention in float": (vit, {"allow": ["*"]}, 3),
 }
 
 

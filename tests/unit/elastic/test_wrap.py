@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from supernet.backbones.cifar_resnet import CifarResNet
 from supernet.config import PerTensor, QuantConfig
+from supernet.elastic.audit import multiplications
 from supernet.elastic.layers import QuantConv2d, QuantLayer, QuantLinear
 from supernet.elastic.stage import Stage
 from supernet.elastic.supernet import SuperNet
-from supernet.elastic.wrap import discover, evaluating, multiplications, swap, trace
+from supernet.elastic.wrap import discover, evaluating, swap, trace
 from supernet.formats.integer import Integer
 from supernet.quant.quantizer import Quantizer
 

@@ -192,8 +192,10 @@ REFUSED = {
         lambda: Run(lambda s, x: torch.sort(s.c(x), dim=1).values, c=nn.Conv2d(3, 2, 4)),
         r"is getattr|is sort, which the exporter does not know",
     ),
-    "a constant": (lambda: Run(lambda s, x: s.c(x) + 1.0, c=nn.Conv2d(3, 2, 4)), r"add adds a constant"),
-    "two inputs": (lambda: TwoInputs(), r"takes 2 and returns a tensor"),
+    "twice a tensor": (
+        lambda: Run(lambda s, x: torch.add(s.c(x), s.c(x), alpha=2), c=nn.Conv2d(3, 2, 4)),
+        r"add adds 2 times a tensor",
+    ),
     "two outputs": (lambda: Run(lambda s, x: (s.c(x), s.c(x)), c=nn.Conv2d(3, 2, 4)), r"returns a tuple"),
     "a mean over channels": (lambda: Run(lambda s, x: s.c(x).mean(1), c=nn.Conv2d(3, 2, 4)), r"mean over axes \[1\]"),
     "another padding": (
@@ -213,6 +215,11 @@ class TwoInputs(nn.Module):
 
 
 class TestRefusals:
+    def test_a_second_input(self):
+        """One that the supernet has not taken at its default."""
+        with pytest.raises(ValueError, match=r"takes 2 and returns a tensor"):
+            deploy(TwoInputs(), torch.randn(1, 3, 4, 4))
+
     @pytest.mark.parametrize("case", REFUSED)
     def test_name_what_is_in_the_way(self, case):
         make, message = REFUSED[case]

@@ -106,19 +106,18 @@ def test_what_moves_values_is_known_as_such():
 
 
 REFUSED = {
-    "adds a constant": lambda x: torch.add(x, x, alpha=2),
-    "multiplies by a constant": lambda x: x * 2.0,
+    "adds 2 times a tensor": lambda x: torch.add(x, x, alpha=2),
     "joins along the batch": lambda x: torch.cat([x, x], 0),
     "divides by 3": lambda x: F.avg_pool2d(x, 2, divisor_override=3),
     "pools 8x8 to 3x8": lambda x: F.adaptive_avg_pool2d(x, (3, 8)),
     "mean over axes all": lambda x: x.mean(),
     "mixes images": lambda x: x.reshape(-1, 8),
-    "only slices with constant bounds": lambda x: x[:, 0],
+    "only slices with constant bounds": lambda x: x[:, None],
     "part of the batch": lambda x: x[1:],
     "only zeros around a tensor": lambda x: F.pad(x, (1, 1), value=1.0),
     "GELU approximated by tanh": lambda x: F.gelu(x, approximate="tanh"),
     "exp, which the exporter does not know": lambda x: torch.exp(x),
-    "softmax, which the exporter does not know": lambda x: x.softmax(1),
+    "log_softmax, which the exporter does not know": lambda x: x.log_softmax(1),
 }
 
 
