@@ -6,7 +6,7 @@ inherit from these.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -152,4 +152,41 @@ class Exporter(Protocol):
 
     def verify(self, path: Path, model: nn.Module, batches: Iterable[Batch]) -> dict[str, Any]:
         """Run the file beside the model; figures and a verdict."""
+        ...
+
+
+class Target(Protocol):
+    """A machine with a runtime, on which files are tried and timed.
+
+    Models are of the kind that the target takes (onnx.ModelProto); names are the caller's.
+
+    Attributes:
+        name: of the folder that holds its tables.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    def origin(self) -> dict[str, Any]:
+        """What measurements hold for: versions, processor, threads. Of another origin they say nothing."""
+        ...
+
+    def kernels(self, model: Any) -> list[tuple[str, str]]:
+        """(kind, name) of each kernel that a model runs; VerificationError where it does not load."""
+        ...
+
+    def output(self, model: Any, inputs: Mapping[str, Tensor]) -> NDArray[np.float64]:
+        """The only output of a model; VerificationError where it does not run."""
+        ...
+
+    def integer(self, kernels: list[tuple[str, str]]) -> bool:
+        """Whether kernels compute on codes alone."""
+        ...
+
+    def pieces(self, models: Mapping[str, Any], memory: int) -> dict[str, float]:
+        """Seconds of operators inside a network of `memory` bytes, and under "" those of one call, whatever runs."""
+        ...
+
+    def whole(self, models: Mapping[str, Any]) -> dict[str, float]:
+        """Seconds of whole networks, batch 1."""
         ...

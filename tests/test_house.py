@@ -56,7 +56,10 @@ supernet.export.deploy
 supernet.export.onnx supernet.export.integer
 supernet.export.verify
 supernet.export.profile
-supernet.export.bundle
+supernet.export.bundle supernet.export.pieces supernet.export.table supernet.export.targets
+supernet.export.latency
+supernet.export.legality
+supernet.export.tables
 predictors.pairs
 predictors
 search
@@ -64,7 +67,7 @@ search.run
 supernet.guide
 supernet.desk
 search.report
-supernet.__main__ predictors.__main__ search.__main__ supernet.export.__main__
+supernet.__main__ predictors.__main__ search.__main__ supernet.export.__main__ supernet.export.probe
 search.demo
 elastibit
 """
