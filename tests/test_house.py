@@ -63,6 +63,7 @@ supernet.export.tables
 predictors.pairs
 predictors
 search
+search.timing
 search.run
 supernet.guide
 supernet.desk

@@ -51,7 +51,7 @@ class Shape:
     kind: str
     weight: tuple[int, ...]
     stride: tuple[int, int] = (1, 1)
-    padding: Any = 0
+    padding: str | tuple[int, int] = (0, 0)
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
     bias: bool = False
@@ -68,12 +68,14 @@ class Shape:
         reach = [d * (k - 1) + s for d, k, s in zip(module.dilation, weight[2:], module.stride, strict=True)]
         high, wide = (max(min(n, PIXELS), min(n, r + 1)) for n, r in zip(shape[1:], reach, strict=True))
         (down, right), (dh, dw) = module.stride, module.dilation
-        return cls("conv", weight, (down, right), module.padding, (dh, dw), module.groups, bias, normed, (high, wide))
+        padding = module.padding if isinstance(module.padding, str) else (module.padding[0], module.padding[-1])
+        return cls("conv", weight, (down, right), padding, (dh, dw), module.groups, bias, normed, (high, wide))
 
     def __str__(self) -> str:
         parts = [f"{self.kind} {'x'.join(map(str, self.weight))}"]
         if self.kind == "conv":
-            parts.append(f"stride {self.stride[0]}x{self.stride[1]} padding {self.padding}")
+            padding = self.padding if isinstance(self.padding, str) else "x".join(map(str, self.padding))
+            parts.append(f"stride {self.stride[0]}x{self.stride[1]} padding {padding}")
             parts += [f"dilation {self.dilation[0]}x{self.dilation[1]}"] if self.dilation != (1, 1) else []
             parts += [f"groups {self.groups}"] if self.groups > 1 else []
         parts += ["bias"] if self.bias else []
