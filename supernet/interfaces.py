@@ -6,7 +6,7 @@ inherit from these.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -171,12 +171,11 @@ class Target(Protocol):
         """What measurements hold for: versions, processor, threads. Of another origin they say nothing."""
         ...
 
-    def kernels(self, model: Any) -> list[tuple[str, str]]:
-        """(kind, name) of each kernel that a model runs; VerificationError where it does not load."""
-        ...
+    def load(self, model: Any) -> tuple[list[tuple[str, str]], Callable[..., NDArray[np.float64]]]:
+        """(kind, name) of each kernel that a model runs, and a function from its inputs, by name, to its only output.
 
-    def output(self, model: Any, inputs: Mapping[str, Tensor]) -> NDArray[np.float64]:
-        """The only output of a model; VerificationError where it does not run."""
+        Raises VerificationError where the model does not load, the function where it does not run.
+        """
         ...
 
     def integer(self, kernels: list[tuple[str, str]]) -> bool:

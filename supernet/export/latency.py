@@ -60,8 +60,8 @@ class Anatomy:
         models: a model of each piece, by key.
         names: an operator that is such a piece, by key.
         memory: bytes of weights and tensors of the largest subnet.
-        landmarks: rows of the subnets that were deployed; the first has most bits.
-        fewest: of the largest architecture, one whose inputs ask for all there is.
+        landmarks: rows of the subnets that were deployed; the first is the largest.
+        fewest: of the largest architecture too; inputs below 8 bits wherever there is a choice.
     """
 
     net: SuperNet
@@ -108,12 +108,13 @@ class Anatomy:
         return [c for c in choices if isinstance(c, QuantConfig)]
 
     def _row_of(self, classes: Mapping[str, list[int]]) -> list[Landmark]:
-        """Landmarks of the largest architecture, the n-th of which has the n-th class of choices everywhere."""
+        """Landmarks of the largest architecture, the n-th of which has the n-th class of choices everywhere (of a class
+        the choice of most bits)."""
         made = []
         for n in range(max(max(of) for of in classes.values()) + 1):
             row = self.largest.copy()
             for name, of in classes.items():
-                row[self.net.space.position[name]] = of.index(n % (max(of) + 1))
+                row[self.net.space.position[name]] = len(of) - 1 - of[::-1].index(n % (max(of) + 1))
             made.append(self._landmark(row))
         return made
 

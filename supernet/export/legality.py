@@ -147,10 +147,10 @@ def verdict(target: Target, profile: Writes, shape: Shape, weight: QuantConfig, 
     try:
         deployed, x = trial(shape, weight, data)
         model = Parts(profile.loadable(deployed)).cut(["codes"], "layer")
-        kernels = target.kernels(model)
+        kernels, call = target.load(model)
         said |= {"loads": True, "kernels": [kind for kind, _ in kernels]}
         kept = deployed.tensors(x)
-        off = np.abs(target.output(model, {"codes": kept["codes"]}) - kept["layer"].double().numpy())
+        off = np.abs(call({"codes": kept["codes"]}) - kept["layer"].double().numpy())
         said |= {"runs": True, "most_off": float(off.max()), "integer": target.integer(kernels)}
         said["right"] = bool(off.max() <= CODES_OFF and (off <= 0).mean() >= CODES_EQUAL)
         if not said["right"]:

@@ -84,7 +84,7 @@ class Tables:
 def check(anatomy: Anatomy, target: Target, tables: Tables, n: int, rng: np.random.Generator) -> dict[str, Any]:
     """Time whole subnets beside what the pieces add up to, and write that down.
 
-    The ratio of the two on the largest architecture at most and at fewest bits, their mean, is the one correction that
+    The ratio of the two on the largest architecture, with inputs of 8 bits and of fewer, their mean, is the one correction that
     predictions get: in a network caches are emptied by other operators, which no piece for itself shows. The n random
     subnets have no part in it; their errors say what a prediction is worth.
     """
@@ -98,8 +98,9 @@ def check(anatomy: Anatomy, target: Target, tables: Tables, n: int, rng: np.rand
     for key in configs:
         used = key in {c.id for c in ends}
         predicted = added[key] * correction
+        figures = {"id": key, "indices": list(configs[key].row)}
         rows.append(
-            {"id": key, "sum": added[key], "predicted": predicted, "measured": measured[key], "corrected_by": used}
+            figures | {"sum": added[key], "predicted": predicted, "measured": measured[key], "corrected_by": used}
         )
     off = [abs(added[key] * correction / measured[key] - 1) for key in configs if key not in {c.id for c in ends}]
     found = {

@@ -23,7 +23,6 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
-from torch import Tensor
 
 from supernet.artefacts import cpu
 from supernet.export.runtime import run, session, unfused
@@ -65,13 +64,14 @@ class OrtCpu:
         return {"target": self.name, **versions, "processor": cpu(), "threads": self.threads}
 
     # -- legality -----------------------------------------------------------------------------------------------------
-    def kernels(self, model: onnx.ModelProto) -> list[tuple[str, str]]:
-        """(kind, name) of each kernel that the model runs; VerificationError where it does not load."""
-        return session(model, self.threads)[1]
+    def load(self, model: onnx.ModelProto) -> tuple[list[tuple[str, str]], Callable[..., NDArray[np.float64]]]:
+        """(kind, name) of each kernel that the model runs, and a function from its inputs, by name, to its only output.
 
-    def output(self, model: onnx.ModelProto, inputs: Mapping[str, Tensor]) -> NDArray[np.float64]:
-        """The only output; VerificationError where the model does not load or run."""
-        return run(session(model, self.threads)[0], inputs)
+        Raises:
+            VerificationError: the model does not load; the function raises it where it does not run.
+        """
+        made, kernels = session(model, self.threads)
+        return kernels, functools.partial(run, made)
 
     def integer(self, kernels: list[tuple[str, str]]) -> bool:
         """Whether kernels compute on codes alone."""
@@ -115,7 +115,7 @@ class OrtCpu:
         piece is handed its codes in the order of axes in which it needs the fewest kernels.
         """
         layouts = [laid_out(fixed(model), last) for last in (True, False)]
-        best = min(layouts, key=lambda made: len(self.kernels(made)))
+        best = min(layouts, key=lambda made: len(session(made, self.threads)[1]))
         copies = min(MOST, max(FEWEST, -(-memory // max(size(model), 1))))
         return self._bound(copied(best, copies)), copies
 
