@@ -1,7 +1,7 @@
 """Which choices a target runs: each layer's shape with each way to quantize its weight and its input, tried in small.
 
 A trial is one layer with random weights and a normalisation behind it, if it has one in the network, between 8-bit
-codes, cut down to a few pixels; its weight's choices are tried on 8-bit inputs, its input's choices with 8-bit weights.
+codes, cut down to a few pixels and channels; its weight's choices are tried on 8-bit inputs, its input's choices with 8-bit weights.
 It is legal where the target loads and runs it and gives the reference's codes; then it is said which kernels ran and
 whether they compute on codes alone.
 """
@@ -31,7 +31,9 @@ from supernet.interfaces import Target
 from supernet.space import SearchSpace
 
 WEIGHT, INPUT = QuantConfig(Integer(8), PerChannel()), QuantConfig(Integer(8))
-PIXELS = 8
+PIXELS, CHANNELS, ALIGNED = 8, 64, 16
+"""A trial has no more pixels a side, and no more channels plus the remainder by ALIGNED, on which kernels may depend."""
+
 IMAGES = 4
 LEVELS = ("integer", "any")
 
@@ -42,7 +44,7 @@ class Shape:
 
     Attributes:
         kind: `conv` or `linear`.
-        weight: shape of the weight.
+        weight: shape of the weight, of few channels.
         stride, padding, dilation, groups: of a convolution.
         bias, normed: whether it has a bias, and a BatchNorm behind it.
         size: height and width of the trial's images.
@@ -64,12 +66,19 @@ class Shape:
         assert isinstance(module, nn.Conv2d | nn.Linear)
         weight, bias = tuple(module.weight.shape), module.bias is not None
         if isinstance(module, nn.Linear):
+            weight = _few(weight[0]), _few(weight[1])
             return cls("linear", weight, bias=bias, normed=normed)
         reach = [d * (k - 1) + s for d, k, s in zip(module.dilation, weight[2:], module.stride, strict=True)]
         high, wide = (max(min(n, PIXELS), min(n, r + 1)) for n, r in zip(shape[1:], reach, strict=True))
         (down, right), (dh, dw) = module.stride, module.dilation
+        groups, each = module.groups, weight[0] // module.groups
+        if groups == 1:
+            weight = (_few(weight[0]), _few(weight[1]), *weight[2:])
+        else:
+            groups = _few(groups)
+            weight = (each * groups, *weight[1:])
         padding = module.padding if isinstance(module.padding, str) else (module.padding[0], module.padding[-1])
-        return cls("conv", weight, (down, right), padding, (dh, dw), module.groups, bias, normed, (high, wide))
+        return cls("conv", weight, (down, right), padding, (dh, dw), groups, bias, normed, (high, wide))
 
     def __str__(self) -> str:
         parts = [f"{self.kind} {'x'.join(map(str, self.weight))}"]
@@ -108,6 +117,10 @@ class Shape:
         channels = self.weight[1] * self.groups
         shape = (IMAGES, channels, *self.size) if self.kind == "conv" else (IMAGES, channels)
         return torch.randn(shape, generator=generator)
+
+
+def _few(n: int) -> int:
+    return n if n <= CHANNELS else CHANNELS + n % ALIGNED
 
 
 @torch.no_grad()

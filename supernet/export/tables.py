@@ -84,9 +84,9 @@ class Tables:
 def check(anatomy: Anatomy, target: Target, tables: Tables, n: int, rng: np.random.Generator) -> dict[str, Any]:
     """Time whole subnets beside what the pieces add up to, and write that down.
 
-    The ratio of the two on the largest architecture, with inputs of 8 bits and of fewer, their mean, is the one correction that
-    predictions get: in a network caches are emptied by other operators, which no piece for itself shows. The n random
-    subnets have no part in it; their errors say what a prediction is worth.
+    The mean ratio of the two on the largest architecture, with inputs of 8 bits and of fewer, is the one correction
+    that predictions get: in a network caches are emptied by other operators, which no piece for itself shows. The n
+    random subnets have no part in it; their errors say what a prediction is worth.
     """
     net, sums = anatomy.net, anatomy.factors(tables.seconds(), tables.call())
     ends = [net.space.config(anatomy.landmarks[0]), net.space.config(anatomy.fewest)]

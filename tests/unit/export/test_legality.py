@@ -86,6 +86,10 @@ def test_shapes_of_a_net_are_cut_down_to_what_matters() -> None:
     depthwise = nn.Conv2d(8, 8, (5, 3), (2, 1), (2, 1), groups=8)
     shape = Shape.of(depthwise, (8, 224, 200), True)
     assert (shape.weight, shape.groups, shape.size) == ((8, 1, 5, 3), 8, (8, 8))
+    wide = Shape.of(nn.Conv2d(512, 1000, 3), (512, 7, 7), True)
+    assert wide.weight == (72, 64, 3, 3) and wide == Shape.of(nn.Conv2d(64, 136, 3), (64, 7, 7), True)
+    assert Shape.of(nn.Conv2d(576, 576, 3, groups=576), (576, 7, 7), True).weight == (64, 1, 3, 3)
+    assert Shape.of(nn.Linear(2048, 1000), (2048,), False).weight == (72, 64)
     assert str(shape) == "conv 8x1x5x3 stride 2x1 padding 2x1 groups 8 bias normed"
     found = verdict(OrtCpu(), INT8, shape, WEIGHT, INPUT)
     assert found["right"], found["why"]
