@@ -1,9 +1,9 @@
 """Which choices a target runs: each layer's shape with each way to quantize its weight and its input, tried in small.
 
 A trial is one layer with random weights and a normalisation behind it, if it has one in the network, between 8-bit
-codes, cut down to a few pixels and channels; its weight's choices are tried on 8-bit inputs, its input's choices with 8-bit weights.
-It is legal where the target loads and runs it and gives the reference's codes; then it is said which kernels ran and
-whether they compute on codes alone.
+codes, cut down to a few pixels and channels; its weight's choices are tried on 8-bit inputs, its input's choices with
+8-bit weights. It is legal where the target loads and runs it and gives the reference's codes; then it is said which
+kernels ran and whether they compute on codes alone.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from supernet.space import SearchSpace
 
 WEIGHT, INPUT = QuantConfig(Integer(8), PerChannel()), QuantConfig(Integer(8))
 PIXELS, CHANNELS, ALIGNED = 8, 64, 16
-"""A trial has no more pixels a side, and no more channels plus the remainder by ALIGNED, on which kernels may depend."""
+"""A trial has no more pixels a side and no more channels, plus their remainder by ALIGNED: kernels may depend on it."""
 
 IMAGES = 4
 LEVELS = ("integer", "any")
