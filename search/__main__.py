@@ -99,7 +99,7 @@ def probed(
     if not timed:
         return space, None
     run.net.costs.kinds[KIND] = tables.factors(run.net)
-    return space, timer(run.net, target, profile)
+    return space, timer(run.net, tables, profile)
 
 
 def budgets_of(budget: Any, budgets: Any) -> list[Budget]:

@@ -26,6 +26,9 @@ from supernet.interfaces import Predictor, SearchAlgorithm, Task
 from supernet.space import Indices, SearchSpace, magnitude
 
 log = logging.getLogger(__name__)
+MARGINS = (0.95, 0.9, 0.8)
+"""Shares of a latency limit that the table's error may take."""
+
 REFINEMENTS = 6
 """How often, evenly over a search, the best rows are taken to their local optimum."""
 
@@ -83,8 +86,9 @@ def search(
     if progress:
         announce(problem)
     watch, n = Stopwatch(seconds), len(problem.budgets)
-    fastest = [_fastest(problem, b, watch) for b in range(n)]
-    controls = _controls(problem, sensitivity or getattr(predictor, "sensitivity", None), rng)
+    sensitivity = sensitivity or getattr(predictor, "sensitivity", None)
+    spare = [_spare(problem, b, watch, sensitivity) for b in range(n)]
+    controls = _controls(problem, sensitivity, rng)
     seeds = np.unique(
         np.concatenate([_landmarks(problem), *(row[None] for c in controls for row in c.values())]), axis=0
     )
@@ -97,7 +101,7 @@ def search(
     )
     archive = Archive(problem)
     interrupted = _evolve(problem, made, archive, generations, population, rng, progress)
-    chosen = [_distinct([*archive.top(b, candidates), *controls[b].values(), *fastest[b]]) for b in range(n)]
+    chosen = [_distinct([*archive.top(b, candidates), *controls[b].values(), *spare[b]]) for b in range(n)]
     measured: dict[str, float] = {}
     if task is not None and not interrupted:
         data = list(task.recalibrate(recalibrate_images)), list(task.select(select_images))
@@ -141,15 +145,24 @@ def _landmarks(problem: Problem) -> Indices:
     return np.array(rows, dtype=np.int64)
 
 
-def _fastest(problem: Problem, b: int, watch: Stopwatch) -> list[Indices]:
-    """The fastest row within a budget of latency, which has to keep it when it is measured whole; [] for others."""
+def _spare(problem: Problem, b: int, watch: Stopwatch, sensitivity: Factors | None) -> list[Indices]:
+    """Rows that still stand where the best of a latency budget turn out to take longer whole; [] for other budgets.
+
+    They are the integer program's optima at a part of the limit, and the fastest row within the budget, which has to
+    keep it when it is measured whole.
+    """
     budget = problem.budgets[b]
     if KIND not in budget.limits:
         return []
-    factors = problem.kinds[KIND]
-    row = Program(problem.space, factors, {kind: problem.kinds[kind] for kind in budget.limits}).solve(budget.limits)
-    watch.require(problem.space.config(row), float(factors.value(row[None])[0]), budget.label, budget.limits)
-    return [row]
+    kinds = {kind: problem.kinds[kind] for kind in budget.limits}
+    fastest = Program(problem.space, kinds[KIND], kinds).solve(budget.limits)
+    predicted = float(kinds[KIND].value(fastest[None])[0])
+    watch.require(problem.space.config(fastest), predicted, budget.label, budget.limits)
+    tight = [share * budget.limits[KIND] for share in MARGINS if share * budget.limits[KIND] > predicted]
+    if sensitivity is None or not tight:
+        return [fastest]
+    program = Program(problem.space, sensitivity, kinds)
+    return [*(program.solve(budget.limits | {KIND: limit}) for limit in tight), fastest]
 
 
 def _controls(problem: Problem, sensitivity: Factors | None, rng: np.random.Generator) -> list[dict[str, Indices]]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
 from search.front import Candidate
 from supernet.config import SubnetConfig, si
+
+log = logging.getLogger(__name__)
 
 KIND = "latency"
 C = TypeVar("C", bound=Candidate)
@@ -33,7 +36,14 @@ class Stopwatch:
 
     def first(self, ranked: Iterable[C], limits: Mapping[str, float]) -> C | None:
         """The first candidate that fits; the others are dropped."""
-        return next((candidate for candidate in ranked if self.fits(candidate.config, limits)), None)
+        for dropped, candidate in enumerate(ranked):
+            if self.fits(candidate.config, limits):
+                if dropped:
+                    log.warning(
+                        "latency <= %s: dropped %d better candidates, over it whole", si(limits[KIND], "s"), dropped
+                    )
+                return candidate
+        return None
 
     def require(self, config: SubnetConfig, predicted: float, label: str, limits: Mapping[str, float]) -> None:
         """Raise ValueError unless this subnet, the fastest that there is, fits."""

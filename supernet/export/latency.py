@@ -90,13 +90,16 @@ class Anatomy:
 
     # -- landmarks ----------------------------------------------------------------------------------------------------
     def _weight(self, layer: Layer) -> list[Any]:
-        """What tells the choices of a weight apart: how they are stored, and how many scales there are in the file."""
-        choices = self._choices(layer.weight)
-        stored: list[Any] = [c.format for c in choices]
-        if isinstance(self.profile, Profile):
-            widths = [c.bits if isinstance(c.format, Integer) else 8 for c in choices]
-            stored = [min(c for c in self.profile.containers if c >= width) for width in widths]
-        return [(s, None if layer.behind_norm else c.granularity) for s, c in zip(stored, choices, strict=True)]
+        """What tells the choices of a weight apart: how codes, zero-points and scales are stored."""
+        found: list[Any] = []
+        for c in self._choices(layer.weight):
+            width = c.bits if isinstance(c.format, Integer) else 8
+            stored: Any = c.format
+            if isinstance(self.profile, Profile):
+                stored = min(wide for wide in self.profile.containers if wide >= width)
+            shifted = not c.symmetric and (stored != 8 or width == 8)  # narrow codes are centred in an int8
+            found.append((stored, shifted, c.granularity if shifted or not layer.behind_norm else None))
+        return found
 
     def _input(self, name: str) -> list[Any]:
         """What tells the choices of an input apart: whether it is taken as it is, else whether codes need a clamp."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,11 @@ from supernet.export.legality import legal
 from supernet.export.table import Table
 from supernet.interfaces import Target
 from supernet.space import SearchSpace
+
+log = logging.getLogger(__name__)
+
+LANDMARKS = 3
+"""Subnets besides the two largest whose time corrects the sum."""
 
 
 class Tables:
@@ -84,25 +90,28 @@ class Tables:
 def check(anatomy: Anatomy, target: Target, tables: Tables, n: int, rng: np.random.Generator) -> dict[str, Any]:
     """Time whole subnets beside what the pieces add up to, and write that down.
 
-    The mean ratio of the two on the largest architecture, with inputs of 8 bits and of fewer, is the one correction
-    that predictions get: in a network caches are emptied by other operators, which no piece for itself shows. The n
-    random subnets have no part in it; their errors say what a prediction is worth.
+    The median ratio of the two on a few landmarks (the largest architecture with inputs of 8 bits and of fewer, others
+    with less depth) is the one correction that predictions get: in a network caches are emptied by other operators,
+    which no piece for itself shows. The n random subnets have no part in it; their errors say what a prediction is
+    worth.
     """
     net, sums = anatomy.net, anatomy.factors(tables.seconds(), tables.call())
-    ends = [net.space.config(anatomy.landmarks[0]), net.space.config(anatomy.fewest)]
+    rest = anatomy.landmarks[:: -max(1, len(anatomy.landmarks) // LANDMARKS)][:LANDMARKS]
+    ends = [net.space.config(row) for row in (anatomy.landmarks[0], anatomy.fewest, *rest)]
     configs = {c.id: c for c in (*ends, *(net.space.sample(rng) for _ in range(n)))}
     measured = target.whole({key: materialised(net, anatomy.profile, c) for key, c in configs.items()})
     added = {key: float(sums.value(np.array([c.row]))[0]) for key, c in configs.items()}
-    correction = statistics.mean(measured[c.id] / added[c.id] for c in ends)
+    used = {c.id for c in ends}
+    correction = statistics.median(measured[key] / added[key] for key in used)
     rows = []
     for key in configs:
-        used = key in {c.id for c in ends}
         predicted = added[key] * correction
         figures = {"id": key, "indices": list(configs[key].row)}
         rows.append(
-            figures | {"sum": added[key], "predicted": predicted, "measured": measured[key], "corrected_by": used}
+            figures
+            | {"sum": added[key], "predicted": predicted, "measured": measured[key], "corrected_by": key in used}
         )
-    off = [abs(added[key] * correction / measured[key] - 1) for key in configs if key not in {c.id for c in ends}]
+    off = [abs(added[key] * correction / measured[key] - 1) for key in configs if key not in used]
     found = {
         "fingerprint": net.fingerprint,
         "origin": target.origin(),
@@ -119,13 +128,25 @@ def check(anatomy: Anatomy, target: Target, tables: Tables, n: int, rng: np.rand
     return found
 
 
-def timer(net: SuperNet, target: Target, profile: Writes) -> Callable[[SubnetConfig], float]:
-    """A function that times a subnet as a whole, in seconds, each once."""
+def timer(net: SuperNet, tables: Tables, profile: Writes) -> Callable[[SubnetConfig], float]:
+    """A function that times a subnet as a whole, in seconds, each once.
+
+    The largest subnet takes turns with it, whose time is known from the probe, and the ratio of the two is what is
+    measured: a machine that is busier now than it was then judges no subnet by that. A pace 10 % off is warned of.
+    """
+    largest = read_json(tables.whole)["subnets"][0]
+    reference = materialised(net, profile, np.array(largest["indices"]))
     known: dict[str, float] = {}
+    warned: list[float] = []
 
     def seconds(config: SubnetConfig) -> float:
         if config.id not in known:
-            known[config.id] = target.whole({"": materialised(net, profile, config)})[""]
+            times = tables.target.whole({"": materialised(net, profile, config), "largest": reference})
+            known[config.id] = largest["measured"] * times[""] / times["largest"]
+            pace = times["largest"] / largest["measured"]
+            if abs(pace - 1) > 0.1 and not warned:
+                warned.append(pace)
+                log.warning("networks take %.2f times as long as when this run was probed; times are put right", pace)
         return known[config.id]
 
     return seconds

@@ -30,7 +30,7 @@ from supernet.export.runtime import run, session, unfused
 WARM_UP, MEASURED = 8, 5
 """Runs of a session in each round: it takes several until the caches hold what they hold in steady use."""
 
-FEWEST, MOST = 4, 64
+FEWEST, MOST, SESSIONS = 4, 64, 2
 OVERHEAD = ""
 Run = Callable[[], object]
 
@@ -95,8 +95,10 @@ class OrtCpu:
         return {name: max(t - overhead, 0.0) / copies[name] for name, t in times.items()} | {OVERHEAD: overhead}
 
     def whole(self, models: Mapping[str, onnx.ModelProto]) -> dict[str, float]:
-        """Seconds of whole networks, batch 1, by name."""
-        return self._times({name: self._bound(fixed(model)) for name, model in models.items()})
+        """Seconds of whole networks, batch 1, by name: of the faster of two sessions, whose memory may lie badly."""
+        runs = {(name, i): self._bound(fixed(model)) for name, model in models.items() for i in range(SESSIONS)}
+        times = self._times({f"{i} {name}": call for (name, i), call in runs.items()})
+        return {name: min(times[f"{i} {name}"] for i in range(SESSIONS)) for name in models}
 
     def _times(self, runs: Mapping[str, Run]) -> dict[str, float]:
         fastest: dict[str, list[float]] = {name: [] for name in runs}
