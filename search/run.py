@@ -89,14 +89,12 @@ def search(
     sensitivity = sensitivity or getattr(predictor, "sensitivity", None)
     spare = [_spare(problem, b, watch, sensitivity) for b in range(n)]
     controls = _controls(problem, sensitivity, rng)
-    seeds = np.unique(
-        np.concatenate([_landmarks(problem), *(row[None] for c in controls for row in c.values())]), axis=0
-    )
+    known = [_landmarks(problem), *(row[None] for c in controls for row in c.values())]
     made = (algorithm or NSGA2)(
         space=problem.space,
         costs=problem.costs,
         budgets=[b.limits for b in problem.budgets],
-        seeds=seeds,
+        seeds=np.unique(np.concatenate(known), axis=0),
         population=population,
     )
     archive = Archive(problem)

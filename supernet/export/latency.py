@@ -97,7 +97,7 @@ class Anatomy:
             stored: Any = c.format
             if isinstance(self.profile, Profile):
                 stored = min(wide for wide in self.profile.containers if wide >= width)
-            shifted = not c.symmetric and (stored != 8 or width == 8)  # narrow codes are centred in an int8
+            shifted = not c.symmetric and width == 8  # narrower codes are centred in an int8
             found.append((stored, shifted, c.granularity if shifted or not layer.behind_norm else None))
         return found
 

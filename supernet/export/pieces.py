@@ -1,7 +1,7 @@
 """What a written network is made of, cut apart: each operator a model of its own, named by what decides its speed.
 
 The key of a piece is the piece itself without its values: kinds of nodes, attributes, types and shapes, and whether
-zero-points of weights are 0, which is a faster kernel. So it needs no
+zero-points of 8-bit weights are 0, which is a faster kernel. So it needs no
 list of operators; two layers of one shape have one key, and another container of the weights has another. The clamp of
 codes that have fewer than 8 bits is a piece for itself: it runs as a kernel for itself.
 """
@@ -17,10 +17,6 @@ from onnx import TensorProto, helper, numpy_helper
 from supernet.export.graph import Deployed
 from supernet.export.operators import Layer
 from supernet.export.runtime import Parts
-
-
-SIGNED = (TensorProto.INT8, TensorProto.INT4, TensorProto.INT2)
-"""Types of weights. A kernel is slower where their zero-points are not 0, which most of them are."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +64,7 @@ def pieces(deployed: Deployed, model: onnx.ModelProto) -> list[Piece]:
 
 
 def key(model: onnx.ModelProto) -> str:
-    """`uint8[16,32,32] -> DequantizeLinear(...), ...`; values appear only where they are shapes (int64), or zero-points that are 0."""
+    """`uint8[16,32,32] -> DequantizeLinear(...), ...`; of values only shapes (int64) and zero-points that are 0."""
     constants = {t.name: _constant(t) for t in model.graph.initializer}
     read = ", ".join(
         _typed(v.type.tensor_type.elem_type, [d.dim_value for d in v.type.tensor_type.shape.dim][1:])
@@ -86,7 +82,7 @@ def _constant(tensor: onnx.TensorProto) -> str:
     if tensor.data_type == TensorProto.INT64:
         return str(numpy_helper.to_array(tensor).tolist()).replace(" ", "")
     typed = _typed(tensor.data_type, list(tensor.dims))
-    if tensor.data_type in SIGNED and len(tensor.dims) < 2:
+    if tensor.data_type == TensorProto.INT8 and len(tensor.dims) < 2:
         return typed if any(tensor.raw_data) else f"{typed}=0"
     return typed
 

@@ -75,9 +75,11 @@ def test_it_is_a_kind_of_cost(resnet: Any) -> None:
 
 def test_a_landmark_is_deployed_once_for_each_form_of_storage(resnet: Any) -> None:
     net = resnet[0]
-    wide, packed = (len(Anatomy(net, build(p)).landmarks) for p in profiles())
-    depths = sum(len(net.space.dimensions[net.space.position[n]].choices) - 1 for n in net.elastic_depths)
-    assert depths < wide < packed <= len(net.space.dimensions[2].choices) + 6
+    wide, packed = (Anatomy(net, build(p)) for p in profiles())
+    forms = [len(set(anatomy._weights["one.0.conv1.weight"])) for anatomy in (wide, packed)]
+    assert forms == [3, 5], "in int8: zero-points by tensor, by channel, none; packed: 4 and 2 bits besides"
+    keys = [{key for key in anatomy.models if "int8[4,4,3,3]" in key} for anatomy in (wide, packed)]
+    assert keys[0] == keys[1] and len(wide.models) < len(packed.models)
 
 
 def profiles() -> list[dict[str, Any]]:

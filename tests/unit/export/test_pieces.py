@@ -63,13 +63,23 @@ def test_equal_shapes_have_one_key_and_containers_tell_them_apart(subnets: Any) 
     assert other["conv"] == keys["conv"], "the pinned layer stays in 8 bits"
 
 
+def test_zero_points_of_weights_tell_a_faster_kernel_apart(subnets: Any) -> None:
+    _, _, deployed = subnets[0]
+    piece = next(p for p in pieces(deployed, write(deployed)) if p.name == "one.0.conv1" and not p.clamp)
+    model = onnx.ModelProto.FromString(piece.model.SerializeToString())
+    zero = next(t for t in model.graph.initializer if t.name == "one.0.conv1.weight.zero")
+    assert not any(zero.raw_data) and "int8[4]=0" in piece.key
+    zero.raw_data = bytes([0, 0, 3, 0])
+    assert "int8[4]=0" not in key(model) and "int8[4]" in key(model)
+
+
 def test_values_do_not_change_a_key_but_shapes_written_as_values_do(subnets: Any) -> None:
     _, _, deployed = subnets[0]
     found = {piece.name: piece for piece in pieces(deployed, write(deployed)) if not piece.clamp}
     model = onnx.ModelProto.FromString(found["one.0.conv1"].model.SerializeToString())
     before = key(model)
     for tensor in model.graph.initializer:
-        tensor.raw_data = bytes(len(tensor.raw_data))
+        tensor.raw_data = bytes([1 if len(tensor.dims) > 1 else 0]) * len(tensor.raw_data)
     assert key(model) == before
     pad = next(p for p in found.values() if "Pad(" in p.key)
     changed = onnx.ModelProto.FromString(pad.model.SerializeToString())
