@@ -43,6 +43,7 @@ _NAMES = {
 _DOORS = {
     "train": "supernet.__main__",
     "predict": "predictors.__main__",
+    "probe": "supernet.export.probe",
     "search": "search.__main__",
     "export": "supernet.export.__main__",
     "report": "search.report",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,10 +15,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from search.front import Candidate, Front
+    from supernet.config import SubnetConfig
     from supernet.cost import Factors
     from supernet.elastic.supernet import SuperNet
     from supernet.interfaces import Predictor
     from supernet.run import Run
+    from supernet.space import SearchSpace
 
 Budget = dict[str, str | float]
 RANKINGS = ("auto", "run", "additive")
@@ -44,6 +46,7 @@ def main(cfg: DictConfig) -> None:
     budgets = budgets_of(settings["budget"], settings["budgets"])
     run = load(cfg.run, trusted=tuple(cfg.trust))
     assert run.task is not None  # a run without one is refused by load
+    space, seconds = probed(run, budgets, settings, tuple(cfg.trust))
     for budget in budgets:
         run.net.costs.parse(budget)  # before anything is measured
     run.net.compile(str(cfg.compile), passes="evaluation")
@@ -54,6 +57,7 @@ def main(cfg: DictConfig) -> None:
         predictor_of(run, str(cfg.rank_by), sensitivity),
         budgets,
         np.random.default_rng(int(cfg.seed)),
+        space=space,
         task=run.task,
         candidates=int(cfg.candidates),
         generations=int(cfg.generations),
@@ -62,12 +66,40 @@ def main(cfg: DictConfig) -> None:
         algorithm=build(settings["algorithm"], trusted=tuple(cfg.trust)),
         recalibrate_images=cfg.recalibrate_images,
         select_images=cfg.select_images,
+        seconds=seconds,
     )
     save_subnets(run.net, front, out / "subnets", run.task.recalibrate(cfg.recalibrate_images))
     kept = {str(key): value for key, value in settings.items() if key not in ("run", "threads", "trust")}
     save_front(out / "front.json", front, seed=int(cfg.seed), settings=kept)
     show(front)
     print(f"found: {out / 'front.json'}")
+
+
+def probed(
+    run: Run, budgets: Sequence[Budget], settings: Mapping[Any, Any], trusted: Sequence[str]
+) -> tuple[SearchSpace | None, Callable[[SubnetConfig], float] | None]:
+    """What the run's probe says: the legal part of the space, and how to time a subnet; None where nothing asks.
+
+    Under a budget of latency the run's net is given that kind of cost.
+
+    Raises:
+        FileNotFoundError: the run was not probed.
+        ValueError: it was probed on another machine, or another space.
+    """
+    from supernet.config import build
+    from supernet.export.latency import KIND
+    from supernet.export.tables import Tables, timer
+
+    level, timed = settings["legal"], any(KIND in budget for budget in budgets)
+    if level is None and not timed:
+        return None, None
+    target, profile = (build(settings[name], trusted=trusted) for name in ("target", "profile"))
+    tables = Tables(run.path, target, str(settings["profile"]["name"]))
+    space = None if level is None else tables.view(run.net, str(level))
+    if not timed:
+        return space, None
+    run.net.costs.kinds[KIND] = tables.factors(run.net)
+    return space, timer(run.net, tables, profile)
 
 
 def budgets_of(budget: Any, budgets: Any) -> list[Budget]:
@@ -168,6 +200,8 @@ def show(front: Front) -> None:
         mean, std = found.predicted
         predicted = f"{mean:.1%} ± {std:.1%}" if std else "-"  # an additive sensitivity ranks, and says no more
         costs = [f"{si(found.costs[kind], UNITS[kind])} ({1 - spare:.0%})" for kind, spare in found.slack.items()]
+        if found.seconds is not None:
+            costs.append(f"{si(found.seconds, 's')} measured whole")
         controls = [accuracy(found.controls.get(name)) for name in ("uniform", "integer_program")]
         table.add_row(found.label, predicted, accuracy(found), "\n".join(costs), *controls)
     Console(width=None if sys.stdout.isatty() else 120).print(table)

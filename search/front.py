@@ -54,6 +54,7 @@ class Found(Candidate):
         controls: what it has to beat within the same limits: `uniform` (the best uniform bits), `integer_program`
             (the exact optimum of the additive sensitivity); left out where there is none.
         interrupted: the search was stopped by hand before its end.
+        seconds: time of one image, measured whole; None where no limit asks for it.
     """
 
     label: str
@@ -61,12 +62,14 @@ class Found(Candidate):
     slack: dict[str, float]
     controls: dict[str, Candidate]
     interrupted: bool
+    seconds: float | None = None
 
     def plain(self) -> dict[str, Any]:
         """As JSON holds it."""
         controls = {name: control.plain() for name, control in self.controls.items()}
         own = {"label": self.label, "budget": self.limits, "slack": self.slack}
-        return own | super().plain() | {"controls": controls, "interrupted": self.interrupted}
+        made = own | super().plain() | {"controls": controls, "interrupted": self.interrupted}
+        return made if self.seconds is None else made | {"seconds": self.seconds}
 
 
 class Front(list[Found]):
@@ -147,7 +150,13 @@ def load_front(path: Path | str, space: SearchSpace) -> Front:
 def _found(space: SearchSpace, record: Mapping[str, Any]) -> Found:
     controls = {name: Candidate(**_figures(space, control)) for name, control in record["controls"].items()}
     own = {"label": record["label"], "limits": record["budget"], "slack": record["slack"]}
-    return Found(**_figures(space, record), **own, controls=controls, interrupted=record["interrupted"])
+    return Found(
+        **_figures(space, record),
+        **own,
+        controls=controls,
+        interrupted=record["interrupted"],
+        seconds=record.get("seconds"),
+    )
 
 
 def _figures(space: SearchSpace, record: Mapping[str, Any]) -> dict[str, Any]:

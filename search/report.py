@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Record = dict[str, Any]
 CARDS = ("card.json", "failed.json")
 SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
-UNITS = {"bytes": "B", "macs": "MACs"}
+UNITS = {"bytes": "B", "macs": "MACs", "latency": "s"}
 
 
 def main(cfg: DictConfig) -> None:

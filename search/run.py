@@ -16,15 +16,19 @@ from search.evolution import NSGA2
 from search.front import Candidate, Found, Front
 from search.problem import Archive, Problem
 from search.refine import refined
+from search.timing import KIND, Stopwatch
 from supernet.artefacts import Progress
 from supernet.artefacts import progress as show_progress
-from supernet.config import si
+from supernet.config import SubnetConfig, si
 from supernet.cost import UNITS, Costs, Factors, fill
 from supernet.elastic.supernet import SuperNet
 from supernet.interfaces import Predictor, SearchAlgorithm, Task
 from supernet.space import Indices, SearchSpace, magnitude
 
 log = logging.getLogger(__name__)
+MARGINS = (0.95, 0.9, 0.8)
+"""Shares of a latency limit that the table's error may take."""
+
 REFINEMENTS = 6
 """How often, evenly over a search, the best rows are taken to their local optimum."""
 
@@ -44,6 +48,7 @@ def search(
     algorithm: Callable[..., SearchAlgorithm] | None = None,
     recalibrate_images: int | None = None,
     select_images: int | None = None,
+    seconds: Callable[[SubnetConfig], float] | None = None,
     progress: bool = True,
 ) -> Front:
     """The best subnet within each budget; all budgets are searched at once, and nothing over a limit is returned.
@@ -65,10 +70,12 @@ def search(
             one.
         algorithm: makes the search algorithm when called with space, costs, budgets, seeds and population; None: NSGA2.
         recalibrate_images, select_images: images for re-evaluation; None: all.
+        seconds: measures a subnet as a whole; under a budget of latency, candidates that take longer are dropped.
         progress: show progress and, before the search, what the budgets can reach.
 
     Raises:
-        ValueError: a budget that cannot be read or met, or a setting below 1.
+        ValueError: a budget that cannot be read or met, a latency that no subnet keeps when it is measured whole, or a
+            setting below 1.
     """
     if min(candidates, generations, population) < 1:
         raise ValueError(
@@ -78,25 +85,26 @@ def search(
     problem = Problem(space or net.space, _view(net, space), predictor, budgets)
     if progress:
         announce(problem)
-    controls = _controls(problem, sensitivity or getattr(predictor, "sensitivity", None), rng)
-    seeds = np.unique(
-        np.concatenate([_landmarks(problem), *(row[None] for c in controls for row in c.values())]), axis=0
-    )
+    watch, n = Stopwatch(seconds), len(problem.budgets)
+    sensitivity = sensitivity or getattr(predictor, "sensitivity", None)
+    spare = [_spare(problem, b, watch, sensitivity) for b in range(n)]
+    controls = _controls(problem, sensitivity, rng)
+    known = [_landmarks(problem), *(row[None] for c in controls for row in c.values())]
     made = (algorithm or NSGA2)(
         space=problem.space,
         costs=problem.costs,
         budgets=[b.limits for b in problem.budgets],
-        seeds=seeds,
+        seeds=np.unique(np.concatenate(known), axis=0),
         population=population,
     )
     archive = Archive(problem)
     interrupted = _evolve(problem, made, archive, generations, population, rng, progress)
-    chosen = [_distinct([*archive.top(b, candidates), *controls[b].values()]) for b in range(len(problem.budgets))]
+    chosen = [_distinct([*archive.top(b, candidates), *controls[b].values(), *spare[b]]) for b in range(n)]
     measured: dict[str, float] = {}
     if task is not None and not interrupted:
         data = list(task.recalibrate(recalibrate_images)), list(task.select(select_images))
         interrupted = _measure_all(net, problem.space, chosen, data, measured, progress)
-    found = [_winner(problem, b, chosen[b], controls[b], measured, interrupted) for b in range(len(problem.budgets))]
+    found = [_winner(problem, b, chosen[b], controls[b], measured, interrupted, watch) for b in range(n)]
     rows, values = made.front()
     costs = {kind: values[:, 1 + k] for k, kind in enumerate(problem.kinds)}
     return Front(found, net.fingerprint, rows, -values[:, 0], costs)
@@ -133,6 +141,26 @@ def _landmarks(problem: Problem) -> Indices:
         cheapest = Program(problem.space, next(iter(kinds.values())), kinds).solve(budget.limits)
         rows.append(tuple(cheapest.tolist()))
     return np.array(rows, dtype=np.int64)
+
+
+def _spare(problem: Problem, b: int, watch: Stopwatch, sensitivity: Factors | None) -> list[Indices]:
+    """Rows that still stand where the best of a latency budget turn out to take longer whole; [] for other budgets.
+
+    They are the integer program's optima at a part of the limit, and the fastest row within the budget, which has to
+    keep it when it is measured whole.
+    """
+    budget = problem.budgets[b]
+    if KIND not in budget.limits:
+        return []
+    kinds = {kind: problem.kinds[kind] for kind in budget.limits}
+    fastest = Program(problem.space, kinds[KIND], kinds).solve(budget.limits)
+    predicted = float(kinds[KIND].value(fastest[None])[0])
+    watch.require(problem.space.config(fastest), predicted, budget.label, budget.limits)
+    tight = [share * budget.limits[KIND] for share in MARGINS if share * budget.limits[KIND] > predicted]
+    if sensitivity is None or not tight:
+        return [fastest]
+    program = Program(problem.space, sensitivity, kinds)
+    return [*(program.solve(budget.limits | {KIND: limit}) for limit in tight), fastest]
 
 
 def _controls(problem: Problem, sensitivity: Factors | None, rng: np.random.Generator) -> list[dict[str, Indices]]:
@@ -254,8 +282,10 @@ def _winner(
     controls: Mapping[str, Indices],
     measured: Mapping[str, float],
     interrupted: bool,
+    watch: Stopwatch,
 ) -> Found:
-    """The best measured row within budget b, or the best predicted where none was measured."""
+    """The best measured row within budget b, or the best predicted where none was measured; what takes longer than a
+    limit on latency, measured whole, is dropped."""
     budget = problem.budgets[b]
     pool = [_candidate(problem, row, measured) for row in rows if problem.within(budget, row[None])[0]]
     if not pool:  # interrupted before anything was told: the landmark that must exist
@@ -263,11 +293,20 @@ def _winner(
             _candidate(problem, row, measured) for row in _landmarks(problem) if problem.within(budget, row[None])[0]
         ]
     known = [c for c in pool if c.measured is not None] or pool
-    best = max(known, key=lambda c: (c.measured or 0.0, c.predicted[0], -c.costs[next(iter(budget.limits))]))
+    known.sort(key=lambda c: (c.measured or 0.0, c.predicted[0], -c.costs[next(iter(budget.limits))]), reverse=True)
+    best = watch.first(known, budget.limits) or watch.first(pool, budget.limits)
+    assert best is not None, "the fastest row is among them"
     slack = {kind: max(0.0, 1 - best.costs[kind] / limit) for kind, limit in budget.limits.items()}
     named = {name: _candidate(problem, row, measured) for name, row in controls.items()}
+    named = {name: control for name, control in named.items() if watch.fits(control.config, budget.limits)}
     return Found(
-        **vars(best), label=budget.label, limits=budget.limits, slack=slack, controls=named, interrupted=interrupted
+        **vars(best),
+        label=budget.label,
+        limits=budget.limits,
+        slack=slack,
+        controls=named,
+        interrupted=interrupted,
+        seconds=watch.of(best.config, budget.limits),
     )
 
 

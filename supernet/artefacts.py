@@ -210,7 +210,7 @@ def provenance(seed: int | None) -> dict[str, Any]:
         "measured": {
             "command": command(sys.argv),
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "cpu": _cpu(),
+            "cpu": cpu(),
             "threads": _threads(),
         },
     }
@@ -244,7 +244,7 @@ def _version(distribution: str) -> str | None:
         return None
 
 
-def _cpu() -> str:
+def cpu() -> str:
     """The processor's name as its maker gives it; the host's name is nobody's business."""
     with contextlib.suppress(OSError):
         found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)

@@ -18,7 +18,14 @@ from numpy.typing import NDArray
 from supernet.config import SI, Layer, PerChannel, QuantConfig, SubnetConfig, si
 from supernet.space import Indices, SearchSpace, magnitude
 
-UNITS = {"bitops": "BitOps", "bitops_first_last_8": "BitOps", "bitops_inner": "BitOps", "bytes": "B", "macs": "MACs"}
+UNITS = {
+    "bitops": "BitOps",
+    "bitops_first_last_8": "BitOps",
+    "bitops_inner": "BitOps",
+    "bytes": "B",
+    "macs": "MACs",
+    "latency": "s",
+}
 Table = NDArray[np.float64]
 
 

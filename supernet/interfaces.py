@@ -6,7 +6,7 @@ inherit from these.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -195,4 +195,40 @@ class BitMapWriter(Protocol):
 
     def beside(self, subnet: nn.Module, net: Any) -> dict[str, bytes]:
         """Files that the map of a materialised subnet needs beside it, by name."""
+        ...
+
+
+class Target(Protocol):
+    """A machine with a runtime, on which files are tried and timed.
+
+    Models are of the kind that the target takes (onnx.ModelProto); names are the caller's.
+
+    Attributes:
+        name: of the folder that holds its tables.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    def origin(self) -> dict[str, Any]:
+        """What measurements hold for: versions, processor, threads. Of another origin they say nothing."""
+        ...
+
+    def load(self, model: Any) -> tuple[list[tuple[str, str]], Callable[..., NDArray[np.float64]]]:
+        """(kind, name) of each kernel that a model runs, and a function from its inputs, by name, to its only output.
+
+        Raises VerificationError where the model does not load, the function where it does not run.
+        """
+        ...
+
+    def integer(self, kernels: list[tuple[str, str]]) -> bool:
+        """Whether kernels compute on codes alone."""
+        ...
+
+    def pieces(self, models: Mapping[str, Any], memory: int) -> dict[str, float]:
+        """Seconds of operators inside a network of `memory` bytes, and under "" those of one call, whatever runs."""
+        ...
+
+    def whole(self, models: Mapping[str, Any]) -> dict[str, float]:
+        """Seconds of whole networks, batch 1."""
         ...

@@ -64,15 +64,19 @@ supernet.export.bit_maps
 supernet.export.verify supernet.export.lint
 supernet.export.profile
 supernet.export.torch supernet.export.spec supernet.export.openvino
-supernet.export.bundle
+supernet.export.bundle supernet.export.pieces supernet.export.table supernet.export.targets
+supernet.export.latency
+supernet.export.legality
+supernet.export.tables
 predictors.pairs
 predictors
 search
+search.timing
 search.run
 supernet.guide
 supernet.desk
 search.report
-supernet.__main__ predictors.__main__ search.__main__ supernet.export.__main__
+supernet.__main__ predictors.__main__ search.__main__ supernet.export.__main__ supernet.export.probe
 search.demo
 elastibit
 """

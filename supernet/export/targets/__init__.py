@@ -1,0 +1,1 @@
+"""Machines that files are probed on: one module each."""
