@@ -56,12 +56,12 @@ def write(
             on the same activations.
         metadata: texts for the file's metadata.
     """
-    return _Writer(deployed, containers).model(metadata or {})
+    return Writer(deployed, containers).model(metadata or {})
 
 
 def write_float(deployed: Deployed) -> onnx.ModelProto:
     """The float twin: the same network with folded float weights and nothing quantized, to compare size and speed."""
-    return _Writer(deployed, ()).model({})
+    return Writer(deployed, ()).model({})
 
 
 def container(layer: Layer, containers: Sequence[int]) -> int:
@@ -101,8 +101,14 @@ def stored(layer: Layer) -> tuple[Array, Array, int]:
     return codes, zero, 1
 
 
-class _Writer:
-    """Collects nodes and initialisers; `containers` empty writes the float twin."""
+class Writer:
+    """Collects nodes and initialisers; `containers` empty writes the float twin.
+
+    Attributes:
+        answer: element type of the file's output.
+    """
+
+    answer = TensorProto.FLOAT
 
     def __init__(self, deployed: Deployed, containers: Sequence[int]) -> None:
         self.deployed, self.containers, self.quantized = deployed, tuple(containers), bool(containers)
@@ -212,9 +218,9 @@ class _Writer:
         deployed = self.deployed
         for op in deployed.operators():
             emit(op, self)
-        output = self._output()
+        output = self.output()
         image = helper.make_tensor_value_info(deployed.source, TensorProto.FLOAT, ["n", *deployed.example.shape[1:]])
-        logits = helper.make_tensor_value_info(output, TensorProto.FLOAT, ["n", *deployed.shape])
+        logits = helper.make_tensor_value_info(output, self.answer, ["n", *deployed.shape])
         graph = helper.make_graph(self.nodes, "elastibit", [image], [logits], list(self.initializers.values()))
         opsets = [helper.make_opsetid("", self.opset)]
         made = helper.make_model(
@@ -224,10 +230,14 @@ class _Writer:
         onnx.checker.check_model(made, full_check=True)
         return made
 
-    def _output(self) -> str:
-        """The last tensor, as real values; `logits`, if no operator has that name."""
-        name = "logits" if "logits" not in self.deployed.grids else f"{self.deployed.result}.real"
-        return self.node("Identity", [self.read(self.deployed.result)], name)
+    def output(self) -> str:
+        """The last tensor as the file gives it: real values."""
+        return self.node("Identity", [self.read(self.deployed.result)], self.output_name)
+
+    @property
+    def output_name(self) -> str:
+        """`logits`, if no operator has that name."""
+        return "logits" if "logits" not in self.deployed.grids else f"{self.deployed.result}.real"
 
 
 def packed(values: Array, bits: int) -> bytes:
@@ -240,13 +250,13 @@ def packed(values: Array, bits: int) -> bytes:
 
 # -- one function for each operator ------------------------------------------------------------------------------------
 @singledispatch
-def emit(op: Op, to: _Writer) -> None:
+def emit(op: Op, to: Writer) -> None:
     """Add an operator's nodes to the writer."""
     raise TypeError(f"{op.name}: {op.kind} has no ONNX form")
 
 
 @emit.register
-def _(op: Quantize, to: _Writer) -> None:
+def _(op: Quantize, to: Writer) -> None:
     if to.quantized:
         to.quantize(op, to.read(op.inputs[0]))
     else:
@@ -254,32 +264,32 @@ def _(op: Quantize, to: _Writer) -> None:
 
 
 @emit.register
-def _(op: Conv, to: _Writer) -> None:
+def _(op: Conv, to: Writer) -> None:
     to.finish(op, "Conv", to.layer(op), strides=op.stride, pads=op.padding, dilations=op.dilation, group=op.groups)
 
 
 @emit.register
-def _(op: Linear, to: _Writer) -> None:
+def _(op: Linear, to: Writer) -> None:
     to.finish(op, "Gemm", to.layer(op), transB=1)
 
 
 @emit.register
-def _(op: Add, to: _Writer) -> None:
+def _(op: Add, to: Writer) -> None:
     to.finish(op, "Add", [to.read(n) for n in op.inputs])
 
 
 @emit.register
-def _(op: Concat, to: _Writer) -> None:
+def _(op: Concat, to: Writer) -> None:
     to.finish(op, "Concat", [to.read(n) for n in op.inputs], axis=op.axis)
 
 
 @emit.register
-def _(op: GlobalAverage, to: _Writer) -> None:
+def _(op: GlobalAverage, to: Writer) -> None:
     to.finish(op, "GlobalAveragePool", [to.read(op.inputs[0])])
 
 
 @emit.register
-def _(op: AveragePool, to: _Writer) -> None:
+def _(op: AveragePool, to: Writer) -> None:
     options = {"ceil_mode": int(op.ceil), "count_include_pad": int(op.count_padding)}
     window = {"kernel_shape": op.kernel, "strides": op.stride, "pads": [*op.padding, *op.padding]}
     to.finish(op, "AveragePool", [to.read(op.inputs[0])], **window, **options)
@@ -296,7 +306,7 @@ ONNX_NAMES = {
 
 
 @emit.register
-def _(op: Pointwise, to: _Writer) -> None:
+def _(op: Pointwise, to: Writer) -> None:
     inputs = [to.read(n) for n in op.inputs]
     if op.function == "silu":
         to.finish(op, "Mul", [inputs[0], to.node("Sigmoid", inputs, f"{op.name}.sigmoid")])
@@ -309,7 +319,7 @@ def _(op: Pointwise, to: _Writer) -> None:
 
 
 @emit.register
-def _(op: MaxPool, to: _Writer) -> None:
+def _(op: MaxPool, to: Writer) -> None:
     pads = [*op.padding, *op.padding]
     to.node(
         "MaxPool",
@@ -324,7 +334,7 @@ def _(op: MaxPool, to: _Writer) -> None:
 
 
 @emit.register
-def _(op: Slice, to: _Writer) -> None:
+def _(op: Slice, to: Writer) -> None:
     axes, starts, stops, steps = zip(*op.slices, strict=True)
     columns = {"starts": starts, "ends": [FAR if s is None else s for s in stops], "axes": axes, "steps": steps}
     to.node(
@@ -335,7 +345,7 @@ def _(op: Slice, to: _Writer) -> None:
 
 
 @emit.register
-def _(op: Pad, to: _Writer) -> None:
+def _(op: Pad, to: Writer) -> None:
     pairs = [op.padding[i : i + 2] for i in range(0, len(op.padding), 2)][::-1]
     # Every axis is named by its position: onnxruntime moves transposes through Pad without looking at its `axes` input.
     widths = to.constant(f"{op.name}.widths", [p[0] for p in pairs] + [p[1] for p in pairs], np.int64)
@@ -347,7 +357,7 @@ def _(op: Pad, to: _Writer) -> None:
 
 
 @emit.register
-def _(op: Reshape, to: _Writer) -> None:
+def _(op: Reshape, to: Writer) -> None:
     if len(op.shape) == 1:
         to.node("Flatten", op.inputs, op.name, axis=1)
     else:

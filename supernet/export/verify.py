@@ -89,17 +89,21 @@ def narrowest(deployed: Deployed) -> int:
 
 # -- (a) operators -----------------------------------------------------------------------------------------------------
 @torch.no_grad()
-def operators(model: onnx.ModelProto, deployed: Deployed, images: Float[Tensor, "n ..."]) -> list[dict[str, Any]]:
+def operators(
+    model: onnx.ModelProto, deployed: Deployed, images: Float[Tensor, "n ..."], exact: bool = False
+) -> list[dict[str, Any]]:
     """One row for each operator of the file, run alone on the reference's codes for `images`.
+
+    `exact` allows no difference at all; else see the head of this file.
 
     Where an input or the output of the reference is constant, equality would prove nothing; the operator gets random
     codes of its inputs' grids instead, and the row says so (`constant`).
     """
     kept, parts = deployed.tensors(images), Parts(model)
-    return [_operator(parts, deployed, op, kept) for op in deployed.operators()]
+    return [_operator(parts, deployed, op, kept, exact) for op in deployed.operators()]
 
 
-def _operator(parts: Parts, deployed: Deployed, op: Op, kept: Mapping[str, Tensor]) -> dict[str, Any]:
+def _operator(parts: Parts, deployed: Deployed, op: Op, kept: Mapping[str, Tensor], exact: bool) -> dict[str, Any]:
     inputs = {name: kept[name] for name in op.inputs}
     expected = kept[op.name]
     constant = any(bool((t == t.flatten()[0]).all()) for t in (*inputs.values(), expected))
@@ -110,7 +114,7 @@ def _operator(parts: Parts, deployed: Deployed, op: Op, kept: Mapping[str, Tenso
     off = np.abs(run(made, inputs) - expected.double().cpu().numpy())
     bits = op.choice.bits if isinstance(op, Layer) else None
     about = {"name": op.name, "kind": op.kind, "kernel": _main(kernels), "weight_bits": bits, "constant": constant}
-    return about | {"values": expected.numel()} | _difference(off, expected, op.grid is not None)
+    return about | {"values": expected.numel()} | _difference(off, expected, op.grid is not None, exact)
 
 
 def _any(deployed: Deployed, name: str, value: Tensor) -> Tensor:
@@ -127,8 +131,8 @@ def _main(kernels: list[tuple[str, str]]) -> str:
     return next((kind for kind, _ in kernels if kind not in (*helpers, "Identity")), kernels[-1][0])
 
 
-def _difference(off: NDArray[np.float64], expected: Tensor, codes: bool) -> dict[str, Any]:
-    scale, allowed, what = 1.0, CODES_OFF, "codes"
+def _difference(off: NDArray[np.float64], expected: Tensor, codes: bool, exact: bool) -> dict[str, Any]:
+    scale, allowed, what = 1.0, 0.0 if exact else CODES_OFF, "codes"
     if not codes:
         scale, allowed, what = max(float(expected.abs().max()), 1e-30), REAL_OFF, "of the largest value"
     most, equal = float(off.max()) / scale, float((off <= (0.0 if codes else REAL_OFF * scale)).mean())
