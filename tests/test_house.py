@@ -49,13 +49,15 @@ supernet.training.losses supernet.training.optimizers supernet.training.loggers
 supernet.run
 supernet.training.module
 supernet.training.fit
-supernet.export.graph supernet.export.runtime
+supernet.export.graph supernet.export.runtime supernet.export.dyadic
 supernet.export.operators
-supernet.export.fold supernet.export.lower
+supernet.export.fold supernet.export.lower supernet.export.integer_operators
 supernet.export.deploy
 supernet.export.onnx supernet.export.integer
+supernet.export.integer_onnx
 supernet.export.verify
 supernet.export.profile
+supernet.export.integer_profile
 supernet.export.bundle
 predictors.pairs
 predictors
