@@ -55,7 +55,7 @@ def verify(
         VerificationError: the reference gives the same output for every image, so that agreement would prove nothing.
     """
     made, kernels = session(model)
-    logits, labels, images = _outputs(made, deployed, batches, subnet)
+    logits, labels, images = outputs(made, deployed, batches, subnet)
     whole = compare(logits, labels, narrowest(deployed))
     rows = operators(model, deployed, images[:OPERATOR_IMAGES])
     bad = [f"operator {row['name']}: {row['verdict']}" for row in rows if row["verdict"] != "ok"]
@@ -146,17 +146,28 @@ def _difference(off: NDArray[np.float64], expected: Tensor, codes: bool, exact: 
 
 # -- (b) the whole file ------------------------------------------------------------------------------------------------
 @torch.no_grad()
-def _outputs(
-    made: Any, deployed: Deployed, batches: Iterable[Batch], subnet: nn.Module | None
+def outputs(
+    made: Any,
+    deployed: Deployed,
+    batches: Iterable[Batch],
+    subnet: nn.Module | None,
+    others: Mapping[str, nn.Module] | None = None,
 ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    """Logits by who computed them, labels, and the images of the first batch."""
+    """Logits by who computed them, labels, and the images of the first batch.
+
+    Args:
+        made: a session of the file.
+        deployed, batches, subnet: see `verify`.
+        others: more networks on the same images, by name.
+    """
     logits: dict[str, list[Tensor]] = {"file": [], "deployed": []}
     labels: list[Tensor] = []
     first = torch.empty(0)
     for images, target in batches:
         first = first if labels else images
         logits["file"].append(torch.from_numpy(run(made, {deployed.source: images})))
-        logits["deployed"].append(deployed(images).double())
+        for name, network in {"deployed": deployed, **(others or {})}.items():
+            logits.setdefault(name, []).append(network(images).double())
         if subnet is not None:
             with evaluating(subnet):
                 logits.setdefault("subnet", []).append(subnet(images).double())
