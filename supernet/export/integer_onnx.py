@@ -30,8 +30,8 @@ from onnx import TensorProto
 from torch import Tensor
 
 from supernet.export.dyadic import Dyadic
-from supernet.export.graph import Grid, Op
-from supernet.export.integer import IntegerNetwork
+from supernet.export.graph import Grid
+from supernet.export.integer import RESIDUAL_BITS, IntegerNetwork
 from supernet.export.integer_operators import (
     WIDE,
     Entrance,
@@ -39,7 +39,6 @@ from supernet.export.integer_operators import (
     IntegerConcat,
     IntegerLayer,
     IntegerMean,
-    IntegerOp,
     IntegerPool,
     IntegerProduct,
     Rescale,
@@ -53,8 +52,8 @@ Array = NDArray[Any]
 LIFT = 62
 """2^62 lifts every product of a 32-bit total and b above zero, and leaves it within a uint64."""
 
-WRAP = 16
-"""A side of a sum is lifted by 2^16 steps: the cast to int16 drops the 17th bit, and the lift with it."""
+SHORT = 22
+"""Largest shift of an int16 that an int32 has room for, with a zero-point in front."""
 
 
 def write_integer(network: IntegerNetwork, metadata: Mapping[str, str] | None = None) -> onnx.ModelProto:
@@ -99,64 +98,119 @@ class _Writer(Writer):
         assert grid is not None
         return grid
 
-    def cast(self, name: str, dtype: str, output: str) -> str:
+    def cast(self, value: str, dtype: str, output: str) -> str:
         """A tensor in another integer type."""
-        return self.node("Cast", [name], output, to=int(onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))))
+        return self.node("Cast", [value], output, to=int(onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))))
 
-    def rescale(self, name: str, total: str, factor: Dyadic, grid: Grid, zero: int = 0) -> str:
-        """The tensor `name`: totals, which are `zero` too large, put onto a grid."""
-        long = self.cast(total, "int64", f"{name}.long")
+    def add(self, name: str, value: str, off: Any) -> str:
+        """An int32 tensor and a constant; the tensor itself where that is 0."""
+        if not np.any(off):
+            return value
+        return self.node("Add", [value, self.constant(f"{name}.off", off, np.int32)], name)
+
+    def rescale(self, name: str, total: str, factor: Dyadic | None, most: int, off: Any = 0) -> str:
+        """The tensor `name` from int32 totals, at most `most`, that lack `off`; without a factor it is the totals."""
+        if factor is None:
+            return self.node("Identity", [self.add(f"{name}.total", total, off)], name)
+        grid, factor = self.code(name), factor.reduced()
         if grid.bits == WIDE:
-            return self.wide(name, long, factor, zero)
-        factor = factor.reduced()
-        constant = factor.half + (grid.zero << factor.c) - zero * factor.b
-        shifted = self.shift(name, long, factor, constant)
-        bounds = [self.constant(f"{name}.{at}", getattr(grid, at), np.uint64) for at in ("low", "high")]
-        return self.cast(self.node("Clip", [shifted, *bounds], f"{name}.clipped"), "uint8", name)
+            return self.wide(name, self.add(f"{name}.total", total, off), factor)
+        span = limits(factor, grid, most)
+        if span is None:
+            return self.clamped(name, self.add(f"{name}.total", total, off), factor, grid)
+        first, last = (end.numpy() for end in span)
+        raised = self.add(f"{name}.raised", total, off - first)
+        inside = self.node("Max", [raised, self.constant("nought", 0, np.int32)], f"{name}.positive")
+        inside = self.node("Min", [inside, self.constant(f"{name}.width", last - first, np.int32)], f"{name}.inside")
+        return self.shift(name, inside, factor, span[0] * factor.b + (grid.zero << factor.c), "uint8")
 
-    def shift(self, at: str, long: str, factor: Dyadic, constant: Tensor, positive: bool = False) -> str:
-        """max(long b + constant, 0) >> c, in uint64; `positive`: it cannot be below 0."""
+    def rescale_codes(self, name: str, source: str, factor: Dyadic, grid: Grid) -> str:
+        """The tensor `name` on a grid, from codes of another one."""
+        zero, factor = self.code(source).zero, factor.reduced()
+        span = limits(factor, grid, 255)
+        if grid.bits == WIDE or span is None:
+            total = self.add(f"{name}.total", self.cast(source, "int32", f"{name}.codes"), -zero)
+            return self.wide(name, total, factor) if span else self.clamped(name, total, factor, grid)
+        first, last = (min(max(int(end) + zero, 0), 255) for end in span)
+        if (first, last) != (0, 255):
+            ends = [self.constant(f"{name}.{at}", end, np.uint8) for at, end in (("first", first), ("last", last))]
+            source = self.node("Clip", [source, *ends], f"{name}.inside")
+        return self.shift(name, source, factor, (grid.zero << factor.c) - zero * factor.b, "uint8")
+
+    def rescale_sum(self, name: str, total: str, factor: Dyadic) -> str:
+        """The tensor `name` from sums of int16; where the factor is a power of two, one shift of an int32."""
+        grid, factor = self.code(name), factor.reduced()
+        total, c = self.cast(total, "int32", f"{name}.total"), int(factor.c)
+        if int(factor.b) != 1 or c > SHORT:
+            return self.rescale(name, total, factor, 1 << RESIDUAL_BITS)
+        raised = self.add(f"{name}.raised", total, int(factor.half) + (grid.zero << c))
+        ends = {"first": grid.low << c, "last": ((grid.high + 1) << c) - 1}
+        bounds = [self.constant(f"{name}.{at}", end, np.int32) for at, end in ends.items()]
+        unsigned = self.cast(self.node("Clip", [raised, *bounds], f"{name}.inside"), "uint32", f"{name}.unsigned")
+        amount = self.constant(f"{name}.c", c, np.uint32)
+        return self.cast(self.node("BitShift", [unsigned, amount], f"{name}.shifted", direction="RIGHT"), "uint8", name)
+
+    def shift(self, name: str, value: str, factor: Dyadic, constant: Tensor, dtype: str) -> str:
+        """The tensor `name`: (value b + half + constant) >> c; the constant may be below 0 and wrap, the sum is not."""
+        value = self.cast(value, "uint64", f"{name}.unsigned")
         if not bool((factor.b == 1).all()):
-            long = self.node("Mul", [long, self.constant(f"{at}.b", factor.b, np.int64)], f"{at}.product")
-        raised = self.node("Add", [long, self.constant(f"{at}.constant", constant, np.int64)], f"{at}.raised")
-        if not positive:
-            raised = self.node("Max", [raised, self.constant("nought", 0, np.int64)], f"{at}.positive")
-        unsigned = self.cast(raised, "uint64", f"{at}.unsigned")
-        amount = self.constant(f"{at}.c", factor.c, np.uint64)
-        return self.node("BitShift", [unsigned, amount], f"{at}.shifted", direction="RIGHT")
+            value = self.node("Mul", [value, self.constant(f"{name}.b", factor.b, np.uint64)], f"{name}.product")
+        added = (factor.half + constant).numpy().astype(np.uint64)
+        value = self.node("Add", [value, self.constant(f"{name}.constant", added, np.uint64)], f"{name}.rounded")
+        amount = self.constant(f"{name}.c", factor.c, np.uint64)
+        return self.cast(self.node("BitShift", [value, amount], f"{name}.shifted", direction="RIGHT"), dtype, name)
 
-    def wide(self, name: str, long: str, factor: Dyadic, zero: int) -> str:
-        """The tensor `name`: totals rescaled to int32 of either sign."""
-        constant = factor.half - zero * factor.b + (1 << LIFT)
-        shifted = self.cast(self.shift(name, long, factor, constant, positive=True), "int64", f"{name}.lifted")
+    def product(self, name: str, total: str, factor: Dyadic, constant: Any) -> str:
+        """total b + half + constant, in int64."""
+        long = self.cast(total, "int64", f"{name}.long")
+        long = self.node("Mul", [long, self.constant(f"{name}.b", factor.b, np.int64)], f"{name}.product")
+        constant = self.constant(f"{name}.constant", factor.half + constant, np.int64)
+        return self.node("Add", [long, constant], f"{name}.rounded")
+
+    def clamped(self, name: str, total: str, factor: Dyadic, grid: Grid) -> str:
+        """The tensor `name` from totals of int32, clamped behind the shift."""
+        long = self.product(name, total, factor, grid.zero << factor.c)
+        long = self.node("Max", [long, self.constant("long nought", 0, np.int64)], f"{name}.positive")
+        amount = self.constant(f"{name}.c", factor.c, np.uint64)
+        unsigned = self.cast(long, "uint64", f"{name}.unsigned")
+        shifted = self.node("BitShift", [unsigned, amount], f"{name}.shifted", direction="RIGHT")
+        bounds = [self.constant(f"{name}.{at}", getattr(grid, at), np.uint64) for at in ("low", "high")]
+        return self.cast(self.node("Clip", [shifted, *bounds], f"{name}.inside"), "uint8", name)
+
+    def wide(self, name: str, total: str, factor: Dyadic) -> str:
+        """The tensor `name`: int32 of either sign from totals of int32."""
+        unsigned = self.cast(self.product(name, total, factor, 1 << LIFT), "uint64", f"{name}.unsigned")
+        amount = self.constant(f"{name}.c", factor.c, np.uint64)
+        shifted = self.node("BitShift", [unsigned, amount], f"{name}.shifted", direction="RIGHT")
         lift = self.constant(f"{name}.lift", (1 << LIFT) >> factor.c, np.int64)
-        return self.cast(self.node("Sub", [shifted, lift], f"{name}.signed"), "int32", name)
+        signed = self.node("Sub", [self.cast(shifted, "int64", f"{name}.lifted"), lift], f"{name}.signed")
+        return self.cast(signed, "int32", name)
 
-    def side(self, op: Op, position: int, factor: Dyadic) -> str:
-        """One input of a sum in int16."""
-        name, at = op.inputs[position], f"{op.name}.side{position}"
-        constant = factor.half - self.code(name).zero * factor.b + (1 << WRAP << factor.c)
-        long = self.cast(name, "int64", f"{at}.long")
-        return self.cast(self.shift(at, long, factor, constant, positive=True), "int16", at)
 
-    def give(self, op: IntegerOp, total: str, zero: int = 0) -> str:
-        """The operator's output: totals rescaled, or in int32 as they are."""
-        if op.factor is not None:
-            return self.rescale(op.name, total, op.factor, self.code(op.name), zero)
-        if zero:
-            total = self.node("Sub", [total, self.constant(f"{op.name}.off", zero, np.int32)], f"{op.name}.centred")
-        return self.node("Identity", [total], op.name)
+def limits(factor: Dyadic, grid: Grid, most: int) -> tuple[Tensor, Tensor] | None:
+    """The smallest and the largest total whose code lies within the grid's bounds, by factor, within +-`most`.
 
-    def weights(self, op: IntegerLayer) -> list[tuple[Array, int]]:
-        """Weights in uint8 with one zero-point; two tensors, to be added, where 256 values do not hold them."""
-        weight = op.weight.numpy().astype(np.int64)
-        low, high = int(weight.min()), int(weight.max())
-        if low >= -128 and high <= 127:
-            return [(weight + 128, 128)]
-        if high - low <= 255 and low <= 0:
-            return [(weight - low, -low)]
-        near = np.clip(weight, -128, 127)
-        return [(near + 128, 128), (weight - near + 128, 128)]
+    None where clamping totals to them is not clamping codes: a factor over 1, a zero-point out of bounds, or totals
+    that an int32 does not hold once they are raised by the first.
+    """
+    if not grid.low <= grid.zero <= grid.high or 2 * most >= 1 << 31 or bool((factor.b > 1 << factor.c).any()):
+        return None
+    b = factor.b.clamp(min=1)
+    first = -((factor.half + ((grid.zero - grid.low) << factor.c)) // b)
+    last = (((grid.high + 1 - grid.zero) << factor.c) - factor.half - 1) // b
+    return first.clamp(-most, most), last.clamp(-most, most)
+
+
+def weights(op: IntegerLayer) -> list[tuple[Array, int]]:
+    """Weights in uint8 with one zero-point; two tensors, to be added, where 256 values do not hold them."""
+    weight = op.weight.numpy().astype(np.int64)
+    low, high = int(weight.min()), int(weight.max())
+    if low >= -128 and high <= 127:
+        return [(weight + 128, 128)]
+    if high - low <= 255 and low <= 0 <= high:
+        return [(weight - low, -low)]
+    near = np.clip(weight, -128, 127)
+    return [(near + 128, 128), (weight - near + 128, 128)]
 
 
 # -- one function for each operator ------------------------------------------------------------------------------------
@@ -167,45 +221,45 @@ def _(op: Entrance, to: _Writer) -> None:
 
 @emit.register
 def _(op: Rescale, to: _Writer) -> None:
-    to.give(op, op.inputs[0], to.code(op.inputs[0]).zero)
+    assert op.factor is not None
+    to.rescale_codes(op.name, op.inputs[0], op.factor, to.code(op.name))
 
 
 @emit.register
 def _(op: IntegerLayer, to: _Writer) -> None:
     name, layer = op.inputs[0], op.layer
+    about: dict[str, Any] = {}
+    if isinstance(layer, Conv):
+        about = {"strides": layer.stride, "pads": layer.padding, "dilations": layer.dilation, "group": layer.groups}
     zero = to.constant(f"{name}.zero", to.code(name).zero, np.uint8)
     sums = []
-    for i, (weight, offset) in enumerate(to.weights(op)):
-        kernel = weight if isinstance(layer, Conv) else weight.T
-        parts = [
-            to.constant(f"{op.name}.weight{i}", np.ascontiguousarray(kernel), np.uint8),
-            zero,
-            to.constant(f"{op.name}.weight{i}.zero", offset, np.uint8),
-        ]
-        if isinstance(layer, Conv):
-            shape = {"strides": layer.stride, "pads": layer.padding, "dilations": layer.dilation, "group": layer.groups}
-            sums.append(to.node("ConvInteger", [name, *parts], f"{op.name}.sum{i}", **shape))
-        else:
-            sums.append(to.node("MatMulInteger", [name, *parts], f"{op.name}.sum{i}"))
+    for i, (weight, offset) in enumerate(weights(op)):
+        at = f"{op.name}.weight{i}"
+        kernel = to.constant(at, weight if about else np.ascontiguousarray(weight.T), np.uint8)
+        inputs = [name, kernel, zero, to.constant(f"{at}.zero", offset, np.uint8)]
+        sums.append(to.node("ConvInteger" if about else "MatMulInteger", inputs, f"{op.name}.sum{i}", **about))
     total = sums[0] if len(sums) == 1 else to.node("Add", sums, f"{op.name}.sum")
-    if op.bias is not None:
-        bias = op.bias.numpy().reshape(-1, *[1] * (op.weight.dim() - 2))
-        total = to.node("Add", [total, to.constant(f"{op.name}.bias", bias, np.int32)], f"{op.name}.total")
-    to.give(op, total)
+    bias = 0 if op.bias is None else op.bias.numpy().reshape(-1, *[1] * (op.weight.dim() - 2))
+    to.rescale(op.name, total, op.factor, layer.largest, bias)
 
 
 @emit.register
 def _(op: IntegerAdd, to: _Writer) -> None:
-    sides = [to.side(op, i, factor) for i, factor in enumerate(op.branches)]
-    total = to.node("Add", sides, f"{op.name}.sum")
-    to.give(op, total if op.factor is not None else to.cast(total, "int32", f"{op.name}.total"))
+    sides = []
+    for i, (name, factor) in enumerate(zip(op.inputs, op.branches, strict=True)):
+        # The lift by 2^16 steps is the 17th bit, which the cast to int16 drops.
+        lift = (1 << RESIDUAL_BITS << factor.c) - to.code(name).zero * factor.b
+        sides.append(to.shift(f"{op.name}.side{i}", name, factor, lift, "int16"))
+    if op.factor is None:
+        to.cast(to.node("Add", sides, f"{op.name}.sum"), "int32", op.name)
+    else:
+        to.rescale_sum(op.name, to.node("Add", sides, f"{op.name}.sum"), op.factor)
 
 
 @emit.register
 def _(op: IntegerConcat, to: _Writer) -> None:
-    grid, parts = to.code(op.name), []
-    for i, (name, factor) in enumerate(zip(op.inputs, op.branches, strict=True)):
-        parts.append(to.rescale(f"{op.name}.part{i}", name, factor, grid, to.code(name).zero))
+    grid, sides = to.code(op.name), enumerate(zip(op.inputs, op.branches, strict=True))
+    parts = [to.rescale_codes(f"{op.name}.part{i}", name, factor, grid) for i, (name, factor) in sides]
     to.node("Concat", parts, op.name, axis=op.axis)
 
 
@@ -213,28 +267,27 @@ def _(op: IntegerConcat, to: _Writer) -> None:
 def _(op: IntegerProduct, to: _Writer) -> None:
     sides = []
     for i, name in enumerate(op.inputs):
-        codes = to.cast(name, "int32", f"{op.name}.side{i}")
-        off = to.constant(f"{op.name}.side{i}.off", to.code(name).zero, np.int32)
-        sides.append(to.node("Sub", [codes, off], f"{op.name}.side{i}.centred"))
-    to.give(op, to.node("Mul", sides, f"{op.name}.total"))
+        codes = to.cast(name, "int32", f"{op.name}.codes{i}")
+        sides.append(to.add(f"{op.name}.side{i}", codes, -to.code(name).zero))
+    to.rescale(op.name, to.node("Mul", sides, f"{op.name}.product"), op.factor, 255 * 255)
 
 
 @emit.register
 def _(op: IntegerMean, to: _Writer) -> None:
-    name = op.inputs[0]
+    codes = to.cast(op.inputs[0], "int32", f"{op.name}.codes")
     axes = to.constant("height and width", [2, 3], np.int64)
-    total = to.node("ReduceSum", [to.cast(name, "int32", f"{op.name}.codes"), axes], f"{op.name}.total", keepdims=1)
-    to.give(op, total, to.code(name).zero * op.pixels)
+    total = to.node("ReduceSum", [codes, axes], f"{op.name}.sum", keepdims=1)
+    to.rescale(op.name, total, op.factor, 255 * op.pixels, -op.pixels * to.code(op.inputs[0]).zero)
 
 
 @emit.register
 def _(op: IntegerPool, to: _Writer) -> None:
     name = op.inputs[0]
-    channels = op.channels
-    ones = to.constant(f"{op.name}.ones", np.ones((channels, 1, *op.kernel)), np.uint8)
+    ones = to.constant(f"{op.name}.ones", np.ones((op.channels, 1, *op.kernel)), np.uint8)
     zero = to.constant(f"{name}.zero", to.code(name).zero, np.uint8)
-    about = {"strides": op.stride, "pads": op.padding, "group": channels}
-    to.give(op, to.node("ConvInteger", [name, ones, zero], f"{op.name}.total", **about))
+    about = {"strides": op.stride, "pads": op.padding, "group": op.channels}
+    total = to.node("ConvInteger", [name, ones, zero], f"{op.name}.sum", **about)
+    to.rescale(op.name, total, op.factor, 255 * op.kernel[0] * op.kernel[1])
 
 
 @emit.register

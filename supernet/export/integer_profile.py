@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 import onnx
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from supernet.artefacts import write_bytes
@@ -26,14 +27,20 @@ from supernet.export.runtime import counts, latency, session
 from supernet.export.verify import OPERATOR_IMAGES, compare, narrowest, operators, outputs
 from supernet.interfaces import Batch
 
+FARTHER = 2.0
+"""How much more noise power than the deployed network's, against the trained subnet."""
+
+NEGLIGIBLE = 1e-4
+"""Noise of this share of the signal's power, 40 dB below it, is none."""
+
 
 @dataclass(frozen=True)
 class IntegerProfile:
     """An Exporter (`supernet.interfaces`) of files that compute in integers only, in the manner of HAWQ-V3.
 
-    Three questions, three rulers. The file against the integer network in torch: every logit of every image and every
+    Two questions, two rulers. The file against the integer network in torch: every logit of every image and every
     output of every operator must be the same integer. The integer network against the deployed one, which rescales in
-    float: predictions and accuracy, by the limits of `supernet.export.verify`. Against the trained subnet: reported.
+    float: no farther from the trained subnet, and no less accurate (`moved`).
 
     Args:
         name: for cards and the file's metadata.
@@ -75,9 +82,10 @@ class IntegerProfile:
             batches: test images and labels.
 
         Returns:
-            What `supernet.export.profile.Profile.verify` returns, and in `verification` an entry `integer`: `scale` of
-            the logits, `equal_images` and `most_off` of the file against the integer network, and `trained`, the
-            distance to the trained subnet's logits.
+            What `supernet.export.profile.Profile.verify` returns, where the reference that the file agrees with is the
+            integer network; and in `verification` an entry `integer`: `scale` of the logits, the nodes at the
+            `entrance`, `equal_images` and `most_off` of the file against the integer network, and the `distance` of
+            its logits to those of the deployed network and the trained subnet (`apart`), beside that of these two.
         """
         batches = iter(batches)
         first = next(batches, None)
@@ -100,7 +108,7 @@ class IntegerProfile:
 def verify(
     file: onnx.ModelProto, network: IntegerNetwork, deployed: Deployed, batches: Iterable[Batch], subnet: nn.Module
 ) -> dict[str, Any]:
-    """Compare a file with its integer network bit by bit, and both with where they come from.
+    """Compare a file with its integer network bit by bit, and the network with where it comes from.
 
     Args:
         file: as loaded.
@@ -114,22 +122,24 @@ def verify(
     """
     made, kernels = session(file)
     logits, labels, images = outputs(made, deployed, batches, subnet, {"integer": network})
-    exact = _exact(logits["file"], logits.pop("integer"))
-    logits["file"] = logits["file"] * network.scale
-    whole = compare(logits, labels, narrowest(deployed))
+    exact = _exact(logits["file"], logits["integer"])
+    logits |= {name: logits[name] * network.scale for name in ("file", "integer")}
+    reference = {"file": logits["file"], "deployed": logits["integer"], "subnet": logits["subnet"]}
+    whole = compare(reference, labels, narrowest(deployed)) | {"agreement_needed": 1.0}
+    whole["accuracy"] |= {"integer": whole["accuracy"]["deployed"], "deployed": _accuracy(logits["deployed"], labels)}
     rows = operators(file, network, images[:OPERATOR_IMAGES], exact=True)
-    real = real_nodes(file)
+    distance = {name: apart(logits["integer"], logits[name]) for name in ("deployed", "subnet")}
+    distance["deployed_subnet"] = apart(logits["deployed"], logits["subnet"])
+    real, entrances = real_nodes(file), sum(isinstance(op, Entrance) for op in network.operators())
     failures = [
         *whole.pop("failures"),
-        *(f"operator {r['name']}: {r['verdict']}" for r in rows if r["verdict"] != "ok"),
+        *_inexact(exact, len(labels)),
+        *(f"operator {row['name']}: {row['verdict']}" for row in rows if row["verdict"] != "ok"),
+        *moved(logits, labels),
     ]
-    if exact["equal_images"] < len(labels):
-        wrong = len(labels) - exact["equal_images"]
-        failures.insert(0, f"logits of {wrong} of {len(labels)} images differ, by up to {exact['most_off']:g} steps")
-    entrances = sum(isinstance(op, Entrance) for op in network.operators())
     if len(real) != entrances:
         failures.append(f"real numbers in {', '.join(real)}; only the {entrances} at the entrance may have them")
-    found = {"scale": network.scale, **exact, "entrance": real, "trained": _distance(logits["file"], logits["subnet"])}
+    found = {"scale": network.scale, "entrance": real, **exact, "distance": distance}
     about = {"kernels": counts(kernels), "unfused": [], "operators": rows, "integer": found}
     return {"passed": not failures, "failures": failures} | whole | about
 
@@ -140,12 +150,48 @@ def _exact(file: Float[Tensor, "n k"], network: Float[Tensor, "n k"]) -> dict[st
     return {"equal_images": int((off == 0).sum()), "most_off": float(off.max())}
 
 
-def _distance(file: Float[Tensor, "n k"], trained: Float[Tensor, "n k"]) -> Mapping[str, float | None]:
-    """From the trained subnet's logits, in real numbers."""
-    noise = float((file - trained).pow(2).sum())
+def _inexact(exact: Mapping[str, Any], images: int) -> list[str]:
+    wrong = images - exact["equal_images"]
+    return [f"logits of {wrong} of {images} images differ, by up to {exact['most_off']:g} steps"] if wrong else []
+
+
+def moved(logits: Mapping[str, Float[Tensor, "n k"]], labels: Int[Tensor, " n"]) -> list[str]:
+    """Whether the integer network is worse than the deployed one; a line for each ruler that says so.
+
+    (a) Its distance to the trained subnet's logits may be that of the deployed network, both squared, twice over.
+    (b) Of the images that only one of the two gets right, it may get wrong half, and three standard deviations more.
+
+    Equal predictions cannot be asked for: a code that is rounded the other way is carried on, and the deployed network
+    itself, which agrees with the trained one no better, is another such rounding.
+    """
+    failures = []
+    signal = float(logits["subnet"].pow(2).sum())
+    noise = {name: float((logits[name] - logits["subnet"]).pow(2).sum()) for name in ("integer", "deployed")}
+    if noise["integer"] > FARTHER * noise["deployed"] + NEGLIGIBLE * signal:
+        share = {name: f"{100 * math.sqrt(n / max(signal, 1e-30)):.3g} %" for name, n in noise.items()}
+        failures.append(
+            f"logits: {share['integer']} off the trained subnet's in integers, {share['deployed']} with real factors; "
+            "use residual_bits=16"
+        )
+    right = {name: logits[name].argmax(1) == labels for name in ("integer", "deployed")}
+    lost = int((right["deployed"] & ~right["integer"]).sum())
+    won = int((right["integer"] & ~right["deployed"]).sum())
+    if lost - won > 3 * math.sqrt(lost + won) + 1:
+        failures.append(
+            f"accuracy: {lost} of {len(labels)} images are lost to integers and {won} won, no chance effect"
+        )
+    return failures
+
+
+def apart(ours: Float[Tensor, "n k"], other: Float[Tensor, "n k"]) -> dict[str, float | None]:
+    """Distance of logits: largest difference, SQNR in dB (None: equal), share of equal labels."""
+    noise = float((ours - other).pow(2).sum())
     return {
-        "most_off": float((file - trained).abs().max()),
-        "largest": float(trained.abs().max()),
-        "sqnr_db": 10 * float(torch.log10(trained.pow(2).sum() / noise)) if noise else None,
-        "equal_labels": float((file.argmax(1) == trained.argmax(1)).double().mean()),
+        "most_off": float((ours - other).abs().max()),
+        "sqnr_db": 10 * float(torch.log10(other.pow(2).sum() / noise)) if noise else None,
+        "equal_labels": float((ours.argmax(1) == other.argmax(1)).double().mean()),
     }
+
+
+def _accuracy(logits: Float[Tensor, "n k"], labels: Int[Tensor, " n"]) -> float:
+    return float((logits.argmax(1) == labels).double().mean())
