@@ -88,8 +88,8 @@ class _Writer(Writer):
         grid = self.code(name)
         if grid.bits == WIDE:
             return self.node("Identity", [name], self.output_name)
-        codes = self.cast(name, "int32", f"{name}.total")
-        return self.node("Sub", [codes, self.constant(f"{name}.off", grid.zero, np.int32)], self.output_name)
+        codes = self.cast(name, "int32", f"{name}.answer")
+        return self.node("Sub", [codes, self.constant(f"{name}.answer.off", grid.zero, np.int32)], self.output_name)
 
     # -- parts ---------------------------------------------------------------------------------------------------------
     def code(self, name: str) -> Grid:
@@ -130,7 +130,8 @@ class _Writer(Writer):
         span = limits(factor, grid, 255)
         if grid.bits == WIDE or span is None:
             total = self.add(f"{name}.total", self.cast(source, "int32", f"{name}.codes"), -zero)
-            return self.wide(name, total, factor) if span else self.clamped(name, total, factor, grid)
+            wide = grid.bits == WIDE
+            return self.wide(name, total, factor) if wide else self.clamped(name, total, factor, grid)
         first, last = (min(max(int(end) + zero, 0), 255) for end in span)
         if (first, last) != (0, 255):
             ends = [self.constant(f"{name}.{at}", end, np.uint8) for at, end in (("first", first), ("last", last))]
@@ -269,7 +270,7 @@ def _(op: IntegerProduct, to: _Writer) -> None:
     for i, name in enumerate(op.inputs):
         codes = to.cast(name, "int32", f"{op.name}.codes{i}")
         sides.append(to.add(f"{op.name}.side{i}", codes, -to.code(name).zero))
-    to.rescale(op.name, to.node("Mul", sides, f"{op.name}.product"), op.factor, 255 * 255)
+    to.rescale(op.name, to.node("Mul", sides, f"{op.name}.sum"), op.factor, 255 * 255)
 
 
 @emit.register

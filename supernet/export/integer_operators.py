@@ -58,7 +58,7 @@ class IntegerOp(Op):
     def forward(self, inputs: Sequence[Tensor], grids: Sequence[Grid | None]) -> Tensor:
         """Integers to integers: total, rescale, add the zero-point, clamp."""
         total = self.total([x.to(torch.int32) for x in inputs], [_zero(grid) for grid in grids])
-        codes = total if self.factor is None else self.factor(total) + self.grid.zero
+        codes = total.to(torch.int32) if self.factor is None else self.factor(total) + self.grid.zero
         return codes.clamp(self.grid.low, self.grid.high).to(kept_as(self.grid))
 
     def total(self, inputs: Sequence[Int[Tensor, "..."]], zeros: Sequence[int]) -> Int[Tensor, "..."]:
