@@ -134,7 +134,7 @@ class TestFailure:
 
     def test_bad_settings(self, resnet, subnets, tmp_path):
         _, x = resnet
-        with pytest.raises(ValueError, match=r"no export profile 'int9'; choose one of int8, packed"):
+        with pytest.raises(ValueError, match=r"no export profile 'int9'; choose one of .*int8"):
             export(subnets[0][1], x[:1], tmp_path / "a", "int9", batches(x))
         with pytest.raises(ValueError, match="got none"):
             export(subnets[0][1], x[:1], tmp_path / "a", "int8")

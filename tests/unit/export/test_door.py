@@ -139,7 +139,7 @@ class TestDoor:
         ("word", "said"),
         [
             ("subnet=none", "no subnet 'none'"),
-            ("profile=int3", "choose one of int8, packed"),
+            ("profile=int3", "choose one of int8"),
             ("profile.rounds=2", "20 rounds"),
         ],
     )
