@@ -50,20 +50,21 @@ supernet.training.losses supernet.training.optimizers supernet.training.loggers
 supernet.run
 supernet.training.module
 supernet.training.fit
-supernet.export.graph supernet.export.runtime supernet.export.suite
+supernet.export.graph supernet.export.runtime supernet.export.suite supernet.export.dyadic
 supernet.export.operators
 supernet.export.operators_tokens
 supernet.export.lower_tokens supernet.export.onnx_tokens supernet.export.prepare
-supernet.export.fold supernet.export.lower supernet.export.kernels
+supernet.export.fold supernet.export.lower supernet.export.kernels supernet.export.integer_operators
 supernet.export.deploy
 supernet.export.onnx supernet.export.integer
+supernet.export.integer_onnx
 supernet.export.assignments.names
 supernet.export.assignments.tensors
 supernet.export.assignments
 supernet.export.bit_maps
 supernet.export.verify supernet.export.lint
 supernet.export.profile
-supernet.export.torch supernet.export.spec supernet.export.openvino
+supernet.export.torch supernet.export.spec supernet.export.integer_profile supernet.export.openvino
 supernet.export.bundle supernet.export.pieces supernet.export.table supernet.export.targets
 supernet.export.latency
 supernet.export.legality

@@ -165,17 +165,21 @@ class Deployed(nn.Module):
         """The operators in order of execution."""
         return [op for op in self.ops if isinstance(op, Op)]
 
-    @torch.no_grad()
     def forward(self, x: Float[Tensor, "n ..."]) -> Float[Tensor, "n k"]:
         """Logits."""
+        grid, made = self.grids[self.result], self.outcome(x)
+        return made if grid is None else grid.decode(made)
+
+    @torch.no_grad()
+    def outcome(self, x: Float[Tensor, "n ..."]) -> Tensor:
+        """The last tensor as it is kept; what nobody reads any more is dropped on the way."""
         kept = {self.source: x}
         for op, made in self._steps(kept):
             kept[op.name] = made
             for name in op.inputs:
                 if self._last[name] == op.name:
                     kept.pop(name, None)
-        grid = self.grids[self.result]
-        return kept[self.result] if grid is None else grid.decode(kept[self.result])
+        return kept[self.result]
 
     @property
     def coupled(self) -> bool:

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from supernet.export.graph import Deployed
 from supernet.export.operators import Conv, Layer
 
 Array = NDArray[Any]
@@ -39,6 +40,12 @@ def spare(op: Layer) -> int:
     """How many channels of zeros are to be added to what a layer reads."""
     narrow = isinstance(op, Conv) and op.groups == 1 and op.codes[0, 0].numel() <= WINDOW
     return max(CHANNELS - op.codes.shape[1], 0) if narrow else 0
+
+
+def pixels(deployed: Deployed) -> dict[str, int]:
+    """Height x width of every tensor that has them."""
+    tensors = deployed.tensors(deployed.example)
+    return {name: t[0, 0].numel() for name, t in tensors.items() if t.dim() == 4}
 
 
 def tiled(op: Layer, pixels: int) -> bool:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from supernet.export import onnx_tokens
 from supernet.export.graph import Deployed, Grid, Op
-from supernet.export.kernels import shift, spare, tiled, widen
+from supernet.export.kernels import pixels, shift, spare, tiled, widen
 from supernet.export.operators import (
     Add,
     AveragePool,
@@ -62,12 +62,12 @@ def write(
         metadata: texts for the file's metadata.
         tiles: for a processor that multiplies tiles of integers, see `supernet.export.kernels`.
     """
-    return _Writer(deployed, containers, tiles).model(metadata or {})
+    return Writer(deployed, containers, tiles).model(metadata or {})
 
 
 def write_float(deployed: Deployed) -> onnx.ModelProto:
     """The float twin: the same network with folded float weights and nothing quantized, to compare size and speed."""
-    return _Writer(deployed, ()).model({})
+    return Writer(deployed, ()).model({})
 
 
 def container(layer: Layer, containers: Sequence[int]) -> int:
@@ -107,12 +107,18 @@ def stored(layer: Layer) -> tuple[Array, Array, int]:
     return codes, zero, 1
 
 
-class _Writer:
-    """Collects nodes and initialisers; `containers` empty writes the float twin."""
+class Writer:
+    """Collects nodes and initialisers; `containers` empty writes the float twin.
+
+    Attributes:
+        answer: element type of the file's output.
+    """
+
+    answer = TensorProto.FLOAT
 
     def __init__(self, deployed: Deployed, containers: Sequence[int], tiles: bool = False) -> None:
         self.deployed, self.containers, self.quantized = deployed, tuple(containers), bool(containers)
-        self.pixels = _pixels(deployed) if tiles else {}
+        self.pixels = pixels(deployed) if tiles else {}
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: dict[str, onnx.TensorProto] = {}
         self.opset = OPSET
@@ -253,9 +259,9 @@ class _Writer:
         deployed = self.deployed
         for op in deployed.operators():
             emit(op, self)
-        output = self._output()
+        output = self.output()
         image = helper.make_tensor_value_info(deployed.source, TensorProto.FLOAT, ["n", *deployed.example.shape[1:]])
-        logits = helper.make_tensor_value_info(output, TensorProto.FLOAT, ["n", *deployed.shape])
+        logits = helper.make_tensor_value_info(output, self.answer, ["n", *deployed.shape])
         graph = helper.make_graph(self.nodes, "elastibit", [image], [logits], list(self.initializers.values()))
         opsets = [helper.make_opsetid("", self.opset)]
         made = helper.make_model(
@@ -265,16 +271,14 @@ class _Writer:
         onnx.checker.check_model(made, full_check=True)
         return made
 
-    def _output(self) -> str:
-        """The last tensor, as real values; `logits`, if no operator has that name."""
-        name = "logits" if "logits" not in self.deployed.grids else f"{self.deployed.result}.real"
-        return self.node("Identity", [self.read(self.deployed.result)], name)
+    def output(self) -> str:
+        """The last tensor as the file gives it: real values."""
+        return self.node("Identity", [self.read(self.deployed.result)], self.output_name)
 
-
-def _pixels(deployed: Deployed) -> dict[str, int]:
-    """Height x width of every tensor that has them."""
-    tensors = deployed.tensors(deployed.example)
-    return {name: t[0, 0].numel() for name, t in tensors.items() if t.dim() == 4}
+    @property
+    def output_name(self) -> str:
+        """`logits`, if no operator has that name."""
+        return "logits" if "logits" not in self.deployed.grids else f"{self.deployed.result}.real"
 
 
 def packed(values: Array, bits: int) -> bytes:
@@ -287,13 +291,13 @@ def packed(values: Array, bits: int) -> bytes:
 
 # -- one function for each operator ------------------------------------------------------------------------------------
 @singledispatch
-def emit(op: Op, to: _Writer) -> None:
+def emit(op: Op, to: Writer) -> None:
     """Add an operator's nodes to the writer."""
     raise TypeError(f"{op.name}: {op.kind} has no ONNX form")
 
 
 @emit.register
-def _(op: Quantize, to: _Writer) -> None:
+def _(op: Quantize, to: Writer) -> None:
     if to.quantized:
         to.quantize(op, to.read(op.inputs[0]))
     else:
@@ -301,12 +305,12 @@ def _(op: Quantize, to: _Writer) -> None:
 
 
 @emit.register
-def _(op: Conv, to: _Writer) -> None:
+def _(op: Conv, to: Writer) -> None:
     to.finish(op, "Conv", to.layer(op), strides=op.stride, pads=op.padding, dilations=op.dilation, group=op.groups)
 
 
 @emit.register
-def _(op: Linear, to: _Writer) -> None:
+def _(op: Linear, to: Writer) -> None:
     if op.lead:
         onnx_tokens.linear(op, to)
     else:
@@ -314,22 +318,22 @@ def _(op: Linear, to: _Writer) -> None:
 
 
 @emit.register
-def _(op: Add, to: _Writer) -> None:
+def _(op: Add, to: Writer) -> None:
     to.finish(op, "Add", [to.read(n) for n in op.inputs])
 
 
 @emit.register
-def _(op: Concat, to: _Writer) -> None:
+def _(op: Concat, to: Writer) -> None:
     to.finish(op, "Concat", [to.read(n) for n in op.inputs], axis=op.axis)
 
 
 @emit.register
-def _(op: GlobalAverage, to: _Writer) -> None:
+def _(op: GlobalAverage, to: Writer) -> None:
     to.finish(op, "GlobalAveragePool", [to.read(op.inputs[0])])
 
 
 @emit.register
-def _(op: AveragePool, to: _Writer) -> None:
+def _(op: AveragePool, to: Writer) -> None:
     options = {"ceil_mode": int(op.ceil), "count_include_pad": int(op.count_padding)}
     window = {"kernel_shape": op.kernel, "strides": op.stride, "pads": [*op.padding, *op.padding]}
     to.finish(op, "AveragePool", [to.read(op.inputs[0])], **window, **options)
@@ -346,7 +350,7 @@ ONNX_NAMES = {
 
 
 @emit.register
-def _(op: Pointwise, to: _Writer) -> None:
+def _(op: Pointwise, to: Writer) -> None:
     inputs = [to.read(n) for n in op.inputs]
     if op.function == "silu":
         to.finish(op, "Mul", [inputs[0], to.node("Sigmoid", inputs, f"{op.name}.sigmoid")])
@@ -359,28 +363,20 @@ def _(op: Pointwise, to: _Writer) -> None:
 
 
 @emit.register
-def _(op: MaxPool, to: _Writer) -> None:
-    pads = [*op.padding, *op.padding]
-    to.move(
-        op,
-        "MaxPool",
-        kernel_shape=op.kernel,
-        strides=op.stride,
-        pads=pads,
-        dilations=op.dilation,
-        ceil_mode=int(op.ceil),
-    )
+def _(op: MaxPool, to: Writer) -> None:
+    window: dict[str, Any] = {"kernel_shape": op.kernel, "strides": op.stride, "pads": [*op.padding, *op.padding]}
+    to.move(op, "MaxPool", **window, dilations=op.dilation, ceil_mode=int(op.ceil))
 
 
 @emit.register
-def _(op: Slice, to: _Writer) -> None:
+def _(op: Slice, to: Writer) -> None:
     axes, starts, stops, steps = zip(*op.slices, strict=True)
     columns = {"starts": starts, "ends": [FAR if s is None else s for s in stops], "axes": axes, "steps": steps}
     to.move(op, "Slice", [to.constant(f"{op.name}.{what}", v, np.int64) for what, v in columns.items()])
 
 
 @emit.register
-def _(op: Pad, to: _Writer) -> None:
+def _(op: Pad, to: Writer) -> None:
     pairs = [op.padding[i : i + 2] for i in range(0, len(op.padding), 2)][::-1]
     # Every axis is named by its position: onnxruntime moves transposes through Pad without looking at its `axes` input.
     widths = to.constant(f"{op.name}.widths", [p[0] for p in pairs] + [p[1] for p in pairs], np.int64)
@@ -388,7 +384,7 @@ def _(op: Pad, to: _Writer) -> None:
 
 
 @emit.register
-def _(op: Reshape, to: _Writer) -> None:
+def _(op: Reshape, to: Writer) -> None:
     if len(op.shape) == 1:
         to.move(op, "Flatten", axis=1)
     else:

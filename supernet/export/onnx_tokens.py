@@ -16,10 +16,10 @@ from supernet.export.operators import Linear
 from supernet.export.operators_tokens import LayerNorm, Mean, Product, Scale, Shift, Softmax, Transpose
 
 if TYPE_CHECKING:
-    from supernet.export.onnx import _Writer
+    from supernet.export.onnx import Writer
 
 
-def linear(op: Linear, to: _Writer) -> None:
+def linear(op: Linear, to: Writer) -> None:
     """On tokens [n, *lead, c]: all tokens of all images as the rows of one matrix."""
     rows, inputs = copy.copy(op), op.codes.shape[1]
     rows.name = f"{op.name}.rows"
@@ -30,7 +30,7 @@ def linear(op: Linear, to: _Writer) -> None:
     to.node("Reshape", [rows.name, shape], op.name)
 
 
-def _product(op: Product, to: _Writer) -> None:
+def _product(op: Product, to: Writer) -> None:
     if not to.quantized:
         if op.factor == 1.0:
             to.finish(op, "MatMul", op.inputs)
@@ -46,26 +46,26 @@ def _product(op: Product, to: _Writer) -> None:
     to.finish(op, "MatMul", [value, to.read(op.inputs[1])])
 
 
-def _layer_norm(op: LayerNorm, to: _Writer) -> None:
+def _layer_norm(op: LayerNorm, to: Writer) -> None:
     parts = {"gain": op.gain, "offset": op.offset}
     constants = [to.constant(f"{op.name}.{name}", value.cpu().numpy(), np.float32) for name, value in parts.items()]
     to.finish(op, "LayerNormalization", [to.read(op.inputs[0]), *constants], axis=-op.gain.dim(), epsilon=float(op.eps))
 
 
-def _constant(kind: str) -> Callable[[Any, _Writer], None]:
-    def write(op: Shift | Scale, to: _Writer) -> None:
+def _constant(kind: str) -> Callable[[Any, Writer], None]:
+    def write(op: Shift | Scale, to: Writer) -> None:
         constant = to.constant(f"{op.name}.constant", op.constant.cpu().numpy(), np.float32)
         to.finish(op, kind, [to.read(op.inputs[0]), constant])
 
     return write
 
 
-def _mean(op: Mean, to: _Writer) -> None:
+def _mean(op: Mean, to: Writer) -> None:
     axes = to.constant(f"{op.name}.axes", op.axes, np.int64)
     to.finish(op, "ReduceMean", [to.read(op.inputs[0]), axes], keepdims=int(op.keep))
 
 
-FORMS: dict[type[Any], Callable[[Any, _Writer], Any]] = {
+FORMS: dict[type[Any], Callable[[Any, Writer], Any]] = {
     Product: _product,
     LayerNorm: _layer_norm,
     Softmax: lambda op, to: to.finish(op, "Softmax", [to.read(op.inputs[0])], axis=op.axis),

@@ -89,7 +89,7 @@ def run(made: onnxruntime.InferenceSession, inputs: Mapping[str, Tensor]) -> NDA
     Raises:
         VerificationError: onnxruntime does not run the model.
     """
-    types = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8}
+    types = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8, "tensor(int32)": np.int32}
     feed = {i.name: inputs[i.name].cpu().numpy().astype(types[i.type]) for i in made.get_inputs()}
     with _refusals():
         output: NDArray[np.float64] = made.run(None, feed)[0].astype(np.float64)

@@ -36,7 +36,7 @@ from supernet.elastic.wrap import evaluating
 from supernet.export.deploy import deploy
 from supernet.export.graph import SHIFT, Deployed, Grid, Op
 from supernet.export.lint import without_metadata
-from supernet.export.onnx import _Writer
+from supernet.export.onnx import Writer
 from supernet.export.operators import Layer
 from supernet.export.profile import costs, layers, layers_of, sizes
 from supernet.export.verify import compare, narrowest, operators
@@ -85,7 +85,7 @@ def site_kind(grid: Grid) -> tuple[Kind, int]:
     return {2: INT2, 4: INT4}[bits], SHIFT
 
 
-class _SpecWriter(_Writer):
+class _SpecWriter(Writer):
     """Writes the same nodes with other types; where a grid is narrower than its type, its real values are clipped."""
 
     def __init__(self, deployed: Deployed) -> None:

@@ -61,7 +61,7 @@ def verify(
     """
     made, kernels = session(model)
     files = {"file": made} | ({"file_default": session(model, exact=False)[0]} if requantizes(kernels) else {})
-    logits, labels, images = _outputs(files, deployed, batches, subnet)
+    logits, labels, images = outputs(files, deployed, batches, subnet)
     whole = compare(logits, labels, narrowest(deployed))
     rows = operators(model, deployed, images[:OPERATOR_IMAGES])
     bad = [f"operator {row['name']}: {row['verdict']}" for row in rows if row["verdict"] != "ok"]
@@ -106,18 +106,26 @@ def in_onnxruntime(part: onnx.ModelProto, inputs: Mapping[str, Tensor]) -> tuple
 
 @torch.no_grad()
 def operators(
-    model: onnx.ModelProto, deployed: Deployed, images: Float[Tensor, "n ..."], engine: Engine = in_onnxruntime
+    model: onnx.ModelProto,
+    deployed: Deployed,
+    images: Float[Tensor, "n ..."],
+    engine: Engine = in_onnxruntime,
+    exact: bool = False,
 ) -> list[dict[str, Any]]:
     """One row for each operator of the file, run alone on the reference's codes for `images`.
+
+    `exact` allows no difference at all; else see the head of this file.
 
     Where an input or the output of the reference is constant, equality would prove nothing; the operator gets random
     codes of its inputs' grids instead, and the row says so (`constant`).
     """
     kept, parts = deployed.tensors(images), Parts(model)
-    return [_operator(parts, deployed, op, kept, engine) for op in deployed.operators()]
+    return [_operator(parts, deployed, op, kept, engine, exact) for op in deployed.operators()]
 
 
-def _operator(parts: Parts, deployed: Deployed, op: Op, kept: Mapping[str, Tensor], engine: Engine) -> dict[str, Any]:
+def _operator(
+    parts: Parts, deployed: Deployed, op: Op, kept: Mapping[str, Tensor], engine: Engine, exact: bool
+) -> dict[str, Any]:
     inputs = {name: kept[name] for name in op.inputs}
     expected = kept[op.name]
     constant = any(bool((t == t.flatten()[0]).all()) for t in (*inputs.values(), expected))
@@ -128,7 +136,7 @@ def _operator(parts: Parts, deployed: Deployed, op: Op, kept: Mapping[str, Tenso
     off = np.abs(output - expected.double().cpu().numpy())
     bits = op.choice.bits if isinstance(op, Layer) else None
     about = {"name": op.name, "kind": op.kind, "kernel": kernel, "weight_bits": bits, "constant": constant}
-    return about | {"values": expected.numel()} | _difference(off, expected, op.grid is not None)
+    return about | {"values": expected.numel()} | _difference(off, expected, op.grid is not None, exact)
 
 
 def _any(deployed: Deployed, name: str, value: Tensor) -> Tensor:
@@ -154,8 +162,8 @@ def _main(kernels: list[tuple[str, str]]) -> str:
     return next((kind for kind, _ in kernels if kind not in (*helpers, "Identity")), kernels[-1][0])
 
 
-def _difference(off: NDArray[np.float64], expected: Tensor, codes: bool) -> dict[str, Any]:
-    scale, allowed, what = 1.0, CODES_OFF, "codes"
+def _difference(off: NDArray[np.float64], expected: Tensor, codes: bool, exact: bool) -> dict[str, Any]:
+    scale, allowed, what = 1.0, 0.0 if exact else CODES_OFF, "codes"
     if not codes:
         scale, allowed, what = max(float(expected.abs().max()), 1e-30), REAL_OFF, "of the largest value"
     most, equal = float(off.max()) / scale, float((off <= (0.0 if codes else REAL_OFF * scale)).mean())
@@ -169,10 +177,20 @@ def _difference(off: NDArray[np.float64], expected: Tensor, codes: bool) -> dict
 
 # -- (b) the whole file ------------------------------------------------------------------------------------------------
 @torch.no_grad()
-def _outputs(
-    files: Mapping[str, Any], deployed: Deployed, batches: Iterable[Batch], subnet: nn.Module | None
+def outputs(
+    files: Mapping[str, Any],
+    deployed: Deployed,
+    batches: Iterable[Batch],
+    subnet: nn.Module | None,
+    others: Mapping[str, nn.Module] | None = None,
 ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    """Logits by who computed them, labels, and the images of the first batch; `files` are sessions."""
+    """Logits by who computed them, labels, and the images of the first batch.
+
+    Args:
+        files: sessions, by name.
+        deployed, batches, subnet: see `verify`.
+        others: more networks on the same images, by name.
+    """
     logits: dict[str, list[Tensor]] = {**{name: [] for name in files}, "deployed": []}
     labels: list[Tensor] = []
     first, rng = torch.empty(0), torch.Generator().manual_seed(0)
@@ -180,7 +198,8 @@ def _outputs(
         first = first if labels else images
         for name, made in files.items():
             logits[name].append(torch.from_numpy(run(made, {deployed.source: images})))
-        logits["deployed"].append(deployed(images).double())
+        for name, network in {"deployed": deployed, **(others or {})}.items():
+            logits.setdefault(name, []).append(network(images).double())
         for k in range(CONTROLS if deployed.coupled else 0):
             logits.setdefault(f"control {k}", []).append(deployed.jittered(images, rng).double())
         if subnet is not None:

@@ -51,7 +51,7 @@ class TestProgram:
         batches = [(x, torch.arange(32) % 5)]
         weight = subnets[4][1].linear.weight
         before = weight.data.clone()
-        weight.data[0, 0] += 10 * subnets[4][1].linear.weight_quantizer.scale.data.max()
+        weight.data[0] += 10 * subnets[4][1].linear.weight_quantizer.scale.data.max()
         try:
             proof = Program().verify(written, subnets[4][1], batches)["verification"]
         finally:
