@@ -12,9 +12,10 @@ its limit.
 
 The error is the largest difference to the float file's logits on the test images, as a share of the largest logit.
 Seconds are those of `elastibit export` for one subnet: fold, write, prove. Sizes are of files with weights of 2 to 8
-bits in containers of 2, 4 and 8 bits (first and last layer 8 bits), without metadata, over what packed weights, scales
-and biases need. DATA may hold trained weights and images (ResNet-20 on CIFAR-10, MobileNetV2 on ImageNet); then
-ResNet-20's accuracy with and without deployment sites is measured too. What is missing is random.
+bits in containers of 2, 4 and 8 bits (first and last layer 8 bits), without metadata, over what weights, scales,
+zero-points and biases need in these containers, and at their true bits. DATA may hold trained weights and images
+(ResNet-20 on CIFAR-10, MobileNetV2 on ImageNet); then ResNet-20's accuracy with and without deployment sites is
+measured too. What is missing is random.
 
 Writes --json after each network and prints the tables at the end.
 """
@@ -69,7 +70,7 @@ class Outcome:
         figures: contestant -> measure -> one value for each round (seconds), or one value.
         failed: part -> reason.
         facts: of our files, by profile: parity, kernels, what is computed in float.
-        sizes: bits -> file, ideal, overhead.
+        sizes: bits -> bytes (`supernet.export.profile.sizes`), and the file over the ideal and the nominal ones.
         accuracy: name -> share of test images.
         about: of weights and images.
     """
@@ -185,7 +186,6 @@ def supernet(problem: Problem, made: Material, sites: bool = True) -> SuperNet:
         input_bits=ACTIVATIONS,
         granularities=[PerChannel()],
         sites=sites,
-        allow=problem.allow,
     )
     net.eval().calibrate(made.calibration.split(32))
     return net
@@ -206,18 +206,25 @@ def chosen(net: SuperNet, weight_bits: int, input_bits: int) -> list[int]:
 
 
 def size(net: SuperNet, made: Material, bits: int, outcome: Outcome) -> None:
-    """Bytes of the packed file with weights of `bits` bits, and what it needs at least."""
-    from benchmarks.exporting.sizes import bare, ideal
+    """Bytes of the packed file with weights of `bits` bits, and what it needs at least: in its containers (first and
+    last layer 8 bits) and at the true bits."""
+    import json
+
     from supernet.export.bundle import named
     from supernet.export.deploy import deploy
+    from supernet.export.lint import without_metadata
+    from supernet.export.profile import Profile, sizes
 
-    model = named("packed").loadable(deploy(net.materialise(chosen(net, bits, 8)).eval(), made.test[:1]))
-    figures = {"file": bare(model), "ideal": ideal(model)}
-    outcome.sizes[str(bits)] = figures | {"overhead": figures["file"] / figures["ideal"]}
-    outcome.figures[f"ours.packed.w{bits}"] = {
-        BYTES: [figures["file"]],
-        OVERHEAD: [outcome.sizes[str(bits)]["overhead"]],
-    }
+    exporter = named("packed")
+    assert isinstance(exporter, Profile)
+    deployed = deploy(net.materialise(chosen(net, bits, 8)).eval(), made.test[:1])
+    model = exporter.loadable(deployed)
+    (rows,) = (json.loads(entry.value) for entry in model.metadata_props if entry.key == "elastibit.layers")
+    stored = {row["name"]: row["stored_bits"] for row in rows}
+    found = sizes(model.ByteSize(), without_metadata(model), deployed, stored)
+    over = {f"over_{which}": found["bare"] / found[which] for which in ("ideal", "nominal")}
+    outcome.sizes[str(bits)] = {**found, **over}
+    outcome.figures[f"ours.packed.w{bits}"] = {BYTES: [found["bare"]], OVERHEAD: [over["over_ideal"]]}
 
 
 def accuracies(problem: Problem, made: Material) -> dict[str, float]:

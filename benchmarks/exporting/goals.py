@@ -21,11 +21,14 @@ GOALS = (
         )
         for profile in PROFILES
     ),
-    Goal("time of an image, not above float", "vit_tiny", "ours.int8", LATENCY, 1.0, FP32),
+    Goal("time of an image, 1.3 times below float", "vit_tiny", "ours.int8", LATENCY, 1 / 1.3, FP32),
     Goal("largest error of the logits", "vit_tiny", "ours.int8", ERROR, 0.05),
     *(Goal("files that fail their proof", model, "ours.int8", FAILURES, 0) for model in MODELS),
     Goal("export and proof (s)", "resnet18", "ours.int8", SECONDS, 20),
-    *(Goal(f"bytes at {b} bits over the least", "resnet18", f"ours.packed.w{b}", OVERHEAD, 1.03) for b in (2, 4, 8)),
+    *(
+        Goal(f"bytes at {b} bits over the least", "resnet18", f"ours.packed.w{b}", OVERHEAD, 1.03)
+        for b in (2, 3, 4, 6, 8)
+    ),
 )
 """At most `limit`; of a time, as a share of the fastest of `against`."""
 

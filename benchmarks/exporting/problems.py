@@ -22,7 +22,6 @@ class Problem:
     Attributes:
         weights: its file below DATA.
         images: how many are calibrated with, and how many tested on, where the images are random.
-        allow: modules that may stay in float.
         accuracy: whether accuracy with and without deployment sites is measured, if the weights are trained.
     """
 
@@ -31,7 +30,6 @@ class Problem:
     classes: int
     weights: str = ""
     images: tuple[int, int] = (128, 128)
-    allow: tuple[str, ...] = ()
     accuracy: bool = False
 
 
@@ -40,7 +38,7 @@ PROBLEMS = {
     for problem in (
         Problem("resnet20", 32, 10, "pretrained/cifar10_resnet20.safetensors", accuracy=True),
         Problem("resnet18", 64, 10),
-        Problem("vit_tiny", 64, 10, allow=("blocks.*.attn",)),
+        Problem("vit_tiny", 64, 10),
         Problem(
             "mobilenetv2", 224, 1000, "pretrained/imagenet_tf2_mobilenet_v2_1.0_224_ptq.safetensors", images=(16, 16)
         ),

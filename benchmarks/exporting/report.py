@@ -90,17 +90,21 @@ def files(found: Mapping[str, Any]) -> str:
 
 
 def sizes(found: Mapping[str, Any]) -> str:
-    """One line for each network: kB of the packed file, and by how much it is above what it needs."""
+    """One line for each network: kB of the packed file, over what it needs in its containers, and at the true bits."""
     known = {model: of["sizes"] for model, of in found["models"].items() if of["sizes"]}
     if not known:
         return ""
     bits = list(next(iter(known.values())))
-    lines = ["| kB of the file (over the least) | " + " | ".join(f"{b} bits" for b in bits) + " |"]
+    lines = ["| kB of the file (over its containers, over true bits) | " + " | ".join(f"{b} bits" for b in bits) + " |"]
     lines.append("|---" * (len(bits) + 1) + "|")
     for model, of in known.items():
-        cells = [f"{of[b]['file'] / 1e3:.0f} ({of[b]['overhead']:.3f})" if b in of else "-" for b in bits]
+        cells = [_size(of[b]) if b in of else "-" for b in bits]
         lines.append("| " + " | ".join([model, *cells]) + " |")
     return "\n".join(lines)
+
+
+def _size(of: Mapping[str, float]) -> str:
+    return f"{of['bare'] / 1e3:.0f} ({of['over_ideal']:.3f}, {of['over_nominal']:.3f})"
 
 
 def accuracies(found: Mapping[str, Any]) -> str:
