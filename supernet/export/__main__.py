@@ -43,11 +43,7 @@ def main(cfg: DictConfig) -> None:
     assert run.task is not None  # a run without one is refused by load
     exporter = build(profile, trusted=tuple(cfg.trust))
     forms = [str(form) for form in cfg.bits]
-    reading: dict[str, Any] = {"default": cfg.default, "loose": bool(cfg.loose)}
-    reading["names"] = renamed([str(pair) for pair in cfg.names])
-    if cfg.get("assignment"):
-        reading["form"] = build(cfg.assignment, trusted=tuple(cfg.trust))
-    wanted = chosen(run, str(cfg.subnet), **reading)
+    wanted = chosen(run, str(cfg.subnet), **reading(cfg))
     configs = {config.id: config for config in (run.net.space.config(record["indices"]) for record in wanted)}
     for form, config in itertools.product(forms, configs.values()):
         export_bits(run.net, config, form, loose=bool(cfg.loose))  # refused before anything is written
@@ -72,6 +68,15 @@ def main(cfg: DictConfig) -> None:
     if failures:
         raise VerificationError("\n".join(failures))
     print(f"exported: {out / 'export'}")
+
+
+def reading(cfg: DictConfig) -> dict[str, Any]:
+    """How a bit map is to be read, as `supernet.export.bit_maps.import_bits` takes it."""
+    from supernet.config import build
+
+    names = renamed([str(pair) for pair in cfg.names])
+    form = {"form": build(cfg.assignment, trusted=tuple(cfg.trust))} if cfg.get("assignment") else {}
+    return {"default": cfg.default, "loose": bool(cfg.loose), "names": names} | form
 
 
 def chosen(run: Run, name: str, **reading: Any) -> list[Record]:
