@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -183,8 +184,9 @@ def test_grids_that_are_not_integer_are_compiled_too() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.usefixtures("inductor")
-def test_a_changed_formula_is_not_served_from_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_changed_formula_is_not_served_from_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A second process finds the first one's graphs; one with another gradient of the scales must not."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # else it may be served by an earlier run of this test
 
     def gradient() -> Tensor:
         torch._dynamo.reset()
