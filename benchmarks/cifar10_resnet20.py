@@ -66,7 +66,7 @@ def stages(options: argparse.Namespace, run: Path, images: Path) -> dict[str, fl
 
 def judged(run: Path) -> dict[str, Any]:
     """Accuracy on test of the float network, and of winner and controls at each budget, each subnet measured once."""
-    from predictors.pairs import measure
+    from predictors.measuring import measure
 
     opened = eb.load(run)
     net, task = opened.net, opened.task

@@ -2,8 +2,8 @@
 
     python benchmarks/evaluate.py [--variants ours.regional*,fp32.*] [--profile]
 
-Ours is what `predictors.pairs.tested` does with a fresh random subnet in every round: BatchNorm statistics of its own
-from the recalibration images, then its outcome on the other images. fp32 passes over the same images without gradients:
+Ours is what `predictors.measuring.tested` does with a fresh random subnet in every round: BatchNorm statistics of its
+own from the recalibration images, then its outcome on the other images. fp32 passes over the same images without gradients:
 in train mode over the recalibration images, in eval mode over the rest; its fastest variant (eager or compiled,
 contiguous or channels_last) is the baseline. The network is a ResNet-20 with elastic depth, whose subnets are drawn at
 full depth, which is what fp32 runs too; images, weights and scales are random.
@@ -129,7 +129,7 @@ def subnet_judge(
 
     from benchmarks.timing.problems import CLASSES
     from benchmarks.timing.steps import Elastic
-    from predictors.pairs import tested
+    from predictors.measuring import tested
 
     runner = Elastic(contestant, problem, seed)
     runner.net.compile(contestant.compile, passes="evaluation")

@@ -26,7 +26,8 @@ def main(cfg: DictConfig) -> None:
 
     from predictors.accuracy import report
     from predictors.files import save_predictor
-    from predictors.pairs import collect, weights_digest
+    from predictors.measuring import weights_digest
+    from predictors.pairs import collect
     from supernet.artefacts import provenance
     from supernet.config import build
     from supernet.run import load

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from jaxtyping import Float
 from numpy.typing import NDArray
-from torch import Tensor
 
-from supernet.artefacts import append_jsonl, read_jsonl
+from predictors.measuring import Measurer, check
 from supernet.artefacts import progress as show_progress
-from supernet.calibration.batchnorm import recalibrated
+from supernet.artefacts import read_jsonl
 from supernet.config import SubnetConfig
 from supernet.elastic.supernet import SuperNet
-from supernet.interfaces import Batch, Sampler, Task
+from supernet.interfaces import Engine, Sampler, Task
 from supernet.samplers.cost_first import CostFirst
 from supernet.space import Indices, SearchSpace, magnitude
 
@@ -97,51 +92,8 @@ class Pairs:
         records = read_jsonl(path)
         if not records:
             raise ValueError(f"{path} holds no complete pair; measure some with `elastibit predict run=...`")
-        _check(records, {"fingerprint": space.fingerprint}, path)
+        check(records, {"fingerprint": space.fingerprint}, path)
         return cls.of(records, space.fingerprint)
-
-
-@torch.no_grad()
-def outcomes(net: SuperNet, batches: Iterable[Batch]) -> NDArray[np.bool_]:
-    """[images] whether the active subnet classifies each image right, in order."""
-    device, was = next(net.parameters()).device, net.training
-    try:
-        net.eval()
-        right = [(net(x.to(device)).argmax(1).cpu() == y.cpu()).numpy() for x, y in batches]
-    finally:
-        net.train(was)
-    if not right:
-        raise ValueError("accuracy needs at least one batch of images; raise the number of select images above 0")
-    return np.concatenate(right)
-
-
-def tested(
-    net: SuperNet,
-    config: SubnetConfig | Sequence[int] | Indices,
-    recalibration: Iterable[Float[Tensor, "n ..."]],
-    batches: Iterable[Batch],
-) -> NDArray[np.bool_]:
-    """[images] outcomes of one subnet with BatchNorm statistics of its own; the supernet is left as it was."""
-    device = next(net.parameters()).device
-    with net.as_subnet(config), recalibrated(net, (x.to(device) for x in recalibration)):
-        return outcomes(net, batches)
-
-
-def measure(
-    net: SuperNet,
-    config: SubnetConfig | Sequence[int] | Indices,
-    recalibration: Iterable[Float[Tensor, "n ..."]],
-    batches: Iterable[Batch],
-) -> float:
-    """Accuracy 0..1 of one subnet after its BatchNorm statistics were recalibrated; the supernet is left as it was.
-
-    Args:
-        net: the supernet.
-        config: the subnet.
-        recalibration: input batches for BatchNorm.
-        batches: images and labels to judge on.
-    """
-    return float(tested(net, config, recalibration, batches).mean())
 
 
 def plan(net: SuperNet, n: int, rng: np.random.Generator, sampler: Sampler | None = None) -> list[SubnetConfig]:
@@ -185,6 +137,7 @@ def collect(
     recalibrate_images: int | None = None,
     select_images: int | None = None,
     sampler: Sampler | None = None,
+    engine: Engine | None = None,
     progress: bool = True,
 ) -> Pairs:
     """Measure n distinct subnets, spread evenly over log cost, each with its own BatchNorm statistics.
@@ -200,6 +153,7 @@ def collect(
         rng: draws the subnets; None: one seeded with 0.
         recalibrate_images, select_images: images used of each part; None: all.
         sampler: draws the subnets; None: cost-first over BitOps.
+        engine: how subnets are measured; None: one after the other, in this process.
         progress: show it.
 
     Returns:
@@ -210,66 +164,13 @@ def collect(
     """
     if n < 1:
         raise ValueError(f"the number of pairs must be at least 1, got {n}")
-    recalibration, batches = list(task.recalibrate(recalibrate_images)), list(task.select(select_images))
-    origin = {
-        "fingerprint": net.fingerprint,
-        "weights": weights_digest(net),
-        "images": {"recalibrate": sum(map(len, recalibration)), "select": sum(len(y) for _, y in batches)},
-    }
-    records = read_jsonl(out) if out and Path(out).exists() else []
-    _check(records, origin, out or "the pairs")
+    measurer = Measurer(
+        net, task, recalibrate_images=recalibrate_images, select_images=select_images, out=out, engine=engine
+    )
     configs = plan(net, n, rng or np.random.default_rng(0), sampler)
-    done = {str(r["id"]) for r in records}
     with ExitStack() as stack:
         bar = stack.enter_context(show_progress("measuring subnets", len(configs))) if progress else None
-        for config in configs:
-            if config.id not in done:
-                records.append(_record(net, config, origin, recalibration, batches))
-                if out:
-                    append_jsonl(out, records[-1])
+        for record in measurer(configs):
             if bar:
-                bar.advance(note=f"{records[-1]['score']:.1%}")
-    return Pairs.of(records, net.fingerprint)
-
-
-def _record(
-    net: SuperNet, config: SubnetConfig, origin: Mapping[str, Any], recalibration: list[Tensor], batches: list[Batch]
-) -> dict[str, Any]:
-    start = time.monotonic()
-    right = tested(net, config, recalibration, batches)
-    return {
-        "id": config.id,
-        **origin,
-        "row": list(config.row),
-        "genes": config.plain(),
-        "score": float(right.mean()),
-        "halves": [float(right[::2].mean()), float(right[1::2].mean()) if len(right) > 1 else float(right[0])],
-        "costs": net.costs.of(config),
-        "measured": {"seconds": round(time.monotonic() - start, 4)},
-    }
-
-
-def _check(records: Iterable[Mapping[str, Any]], origin: Mapping[str, Any], path: Path | str) -> None:
-    """Refuse records that were measured on something else."""
-    meanings = {"fingerprint": "space", "weights": "weights", "images": "images"}
-    for number, record in enumerate(records, 1):
-        missing = [key for key in ("id", "row", "score", "halves", "costs", *origin) if key not in record]
-        if missing:
-            raise ValueError(
-                f"{path}: line {number} has no {', '.join(missing)}; delete that line, the others are kept"
-            )
-        for key, value in origin.items():
-            if record[key] != value:
-                raise ValueError(
-                    f"{path} was measured on {meanings[key]} {record[key]}, this run has {value}; "
-                    "write to another file, or delete that one"
-                )
-
-
-def weights_digest(net: SuperNet) -> str:
-    """Sixteen hexadecimal digits of all learned values (not BatchNorm statistics): another training gives others."""
-    digest = hashlib.sha256()
-    for name, parameter in sorted(net.named_parameters()):
-        digest.update(name.encode())
-        digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
+                bar.advance(note=f"{record['score']:.1%}")
+    return Pairs.of(list(measurer.records.values()), net.fingerprint)

@@ -143,7 +143,7 @@ def predictor_of(run: Run, name: str, sensitivity: Factors) -> Predictor:
     """
     from predictors.additive import Additive
     from predictors.files import load_predictor
-    from predictors.pairs import weights_digest
+    from predictors.measuring import weights_digest
     from supernet.artefacts import read_json
 
     if name not in RANKINGS:

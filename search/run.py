@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from predictors.pairs import measure
+from predictors.measuring import measure
 from search.allocation import Program
 from search.evolution import NSGA2
 from search.front import Candidate, Found, Front

@@ -128,6 +128,25 @@ class Predictor(Protocol):
         ...
 
 
+class Engine(Protocol):
+    """Measures subnets: in this process, on several, on a cluster."""
+
+    def __call__(
+        self, net: Any, configs: Sequence[SubnetConfig], recalibration: Sequence[Tensor], batches: Sequence[Batch]
+    ) -> Iterator[tuple[int, NDArray[np.bool_], float]]:
+        """For each subnet of `net` (a SuperNet) its position, [images] outcomes and the seconds that it took.
+
+        In whatever order; each position comes exactly once. `net` is left as it was.
+
+        Args:
+            net: the supernet.
+            configs: the subnets.
+            recalibration: input batches for BatchNorm.
+            batches: images and labels to judge on.
+        """
+        ...
+
+
 class Sensitivity(Protocol):
     """What each choice costs in quality, as a sum of tables (higher is worse)."""
 

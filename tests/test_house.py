@@ -69,6 +69,7 @@ supernet.export.bundle supernet.export.pieces supernet.export.table supernet.exp
 supernet.export.latency
 supernet.export.legality
 supernet.export.tables
+predictors.measuring
 predictors.pairs
 predictors
 search

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 import elastibit as eb
-from predictors.pairs import measure
+from predictors.measuring import measure
 from search.front import load_front
 from supernet.calibration.batchnorm import recalibrate
 

@@ -65,11 +65,11 @@ class TestSides:
 
     @pytest.mark.slow
     def test_ours_judges_a_fresh_subnet_at_full_depth_each_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        from predictors import pairs
+        from predictors import measuring
 
         rows: list[Any] = []
         depths: set[tuple[int, ...]] = set()
-        real = pairs.tested
+        real = measuring.tested
 
         def noted(net: Any, config: Any, *rest: Any) -> Any:
             rows.append(tuple(net.row(config).tolist()))
@@ -77,7 +77,7 @@ class TestSides:
                 depths.add(tuple(stage.depth for stage in net.stages.values()))
             return real(net, config, *rest)
 
-        monkeypatch.setattr(pairs, "tested", noted)
+        monkeypatch.setattr(measuring, "tested", noted)
         run, _ = evaluate.subnet_judge(Contestant("", OURS, depth=True), PROBLEM, images(2), images(3), 0)
         outcomes = [run() for _ in range(3)]
         assert len(set(rows)) == 3 and depths == {(3, 3, 3)}

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from predictors.pairs import Pairs, collect, landmarks, measure, outcomes, plan, weights_digest
+from predictors.measuring import measure, outcomes, weights_digest
+from predictors.pairs import Pairs, collect, landmarks, plan
 from supernet.artefacts import read_jsonl
 from supernet.calibration.batchnorm import recalibrate
 from supernet.samplers.uniform import Uniform

@@ -1,0 +1,173 @@
+"""Subnets measured: accuracy with BatchNorm statistics of their own, each once, kept as soon as it is known."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from supernet.artefacts import append_jsonl, read_jsonl
+from supernet.calibration.batchnorm import recalibrated
+from supernet.config import SubnetConfig
+from supernet.elastic.supernet import SuperNet
+from supernet.interfaces import Batch, Engine, Task
+from supernet.space import Indices
+
+
+@torch.no_grad()
+def outcomes(net: SuperNet, batches: Iterable[Batch]) -> NDArray[np.bool_]:
+    """[images] whether the active subnet classifies each image right, in order."""
+    device, was = next(net.parameters()).device, net.training
+    try:
+        net.eval()
+        right = [(net(x.to(device)).argmax(1).cpu() == y.cpu()).numpy() for x, y in batches]
+    finally:
+        net.train(was)
+    if not right:
+        raise ValueError("accuracy needs at least one batch of images; raise the number of select images above 0")
+    return np.concatenate(right)
+
+
+def tested(
+    net: SuperNet,
+    config: SubnetConfig | Sequence[int] | Indices,
+    recalibration: Iterable[Float[Tensor, "n ..."]],
+    batches: Iterable[Batch],
+) -> NDArray[np.bool_]:
+    """[images] outcomes of one subnet with BatchNorm statistics of its own; the supernet is left as it was."""
+    device = next(net.parameters()).device
+    with net.as_subnet(config), recalibrated(net, (x.to(device) for x in recalibration)):
+        return outcomes(net, batches)
+
+
+def measure(
+    net: SuperNet,
+    config: SubnetConfig | Sequence[int] | Indices,
+    recalibration: Iterable[Float[Tensor, "n ..."]],
+    batches: Iterable[Batch],
+) -> float:
+    """Accuracy 0..1 of one subnet after its BatchNorm statistics were recalibrated; the supernet is left as it was.
+
+    Args:
+        net: the supernet.
+        config: the subnet.
+        recalibration: input batches for BatchNorm.
+        batches: images and labels to judge on.
+    """
+    return float(tested(net, config, recalibration, batches).mean())
+
+
+class InProcess:
+    """The engine that measures one subnet after the other in this process."""
+
+    def __call__(
+        self, net: SuperNet, configs: Sequence[SubnetConfig], recalibration: Sequence[Tensor], batches: Sequence[Batch]
+    ) -> Iterator[tuple[int, NDArray[np.bool_], float]]:
+        """For each subnet its position, [images] outcomes and the seconds that it took."""
+        for position, config in enumerate(configs):
+            start = time.monotonic()
+            yield position, tested(net, config, recalibration, batches), time.monotonic() - start
+
+
+class Measurer:
+    """What is known of the subnets of one supernet on fixed images; what is not known yet is measured when asked for.
+
+    Args:
+        net: the supernet.
+        task: gives the recalibration and the select images.
+        recalibrate_images, select_images: images used of each part; None: all.
+        out: a file that holds what is known, one record for each line; None keeps it in memory only. Several
+            measurers may share a file one after the other, not at the same time.
+        engine: how subnets are measured; None: in this process.
+
+    Attributes:
+        records: subnet id -> record.
+
+    Raises:
+        ValueError: a file with records of another space, of other weights or of other numbers of images.
+    """
+
+    def __init__(
+        self,
+        net: SuperNet,
+        task: Task,
+        *,
+        recalibrate_images: int | None = None,
+        select_images: int | None = None,
+        out: Path | str | None = None,
+        engine: Engine | None = None,
+    ) -> None:
+        self.net, self.out, self.engine = net, out, engine or InProcess()
+        self.recalibration = list(task.recalibrate(recalibrate_images))
+        self.batches = list(task.select(select_images))
+        self.origin = {
+            "fingerprint": net.fingerprint,
+            "weights": weights_digest(net),
+            "images": {
+                "recalibrate": sum(map(len, self.recalibration)),
+                "select": sum(len(y) for _, y in self.batches),
+            },
+        }
+        known = read_jsonl(out) if out and Path(out).exists() else []
+        check(known, self.origin, out or "the pairs")
+        self.records: dict[str, dict[str, Any]] = {str(r["id"]): r for r in known}
+
+    def __call__(self, configs: Iterable[SubnetConfig]) -> Iterator[dict[str, Any]]:
+        """The record of each subnet: first of those that are known, then of the others as soon as each is measured."""
+        wanted = {config.id: config for config in configs}
+        yield from [self.records[name] for name in wanted if name in self.records]
+        missing = [config for name, config in wanted.items() if name not in self.records]
+        if not missing:
+            return
+        for at, right, seconds in self.engine(self.net, missing, self.recalibration, self.batches):
+            record = self._record(missing[at], right, seconds)
+            self.records[record["id"]] = record
+            if self.out:
+                append_jsonl(self.out, record)
+            yield record
+
+    def _record(self, config: SubnetConfig, right: NDArray[np.bool_], seconds: float) -> dict[str, Any]:
+        return {
+            "id": config.id,
+            **self.origin,
+            "row": list(config.row),
+            "genes": config.plain(),
+            "score": float(right.mean()),
+            "halves": [float(right[::2].mean()), float(right[1::2].mean()) if len(right) > 1 else float(right[0])],
+            "costs": self.net.costs.of(config),
+            "measured": {"seconds": round(seconds, 4)},
+        }
+
+
+def check(records: Iterable[Mapping[str, Any]], origin: Mapping[str, Any], path: Path | str) -> None:
+    """Refuse records that were measured on something else."""
+    meanings = {"fingerprint": "space", "weights": "weights", "images": "images"}
+    for number, record in enumerate(records, 1):
+        missing = [key for key in ("id", "row", "score", "halves", "costs", *origin) if key not in record]
+        if missing:
+            raise ValueError(
+                f"{path}: line {number} has no {', '.join(missing)}; delete that line, the others are kept"
+            )
+        for key, value in origin.items():
+            if record[key] != value:
+                raise ValueError(
+                    f"{path} was measured on {meanings[key]} {record[key]}, this run has {value}; "
+                    "write to another file, or delete that one"
+                )
+
+
+def weights_digest(net: SuperNet) -> str:
+    """Sixteen hexadecimal digits of all learned values (not BatchNorm statistics): another training gives others."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(net.named_parameters()):
+        digest.update(name.encode())
+        digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
