@@ -139,7 +139,6 @@ class Measurer:
             "id": config.id,
             **self.origin,
             "row": list(config.row),
-            "genes": config.plain(),
             "score": float(right.mean()),
             "halves": [float(right[::2].mean()), float(right[1::2].mean()) if len(right) > 1 else float(right[0])],
             "costs": self.net.costs.of(config),
