@@ -40,7 +40,8 @@ NEAR = 0.05
 """Half width of a window, relative to its BitOps."""
 FLAT_OF, OF = 13, 20
 """Of so many pairs, so many are spread over log cost."""
-MEASURED_ON = {"recalibrate_images": 1000, "select_images": 2000}
+RECALIBRATE, SELECT = 1000, 2000
+"""Images that each subnet is measured on."""
 PUBLISHED = ("supernet.safetensors", "space.json", "config.yaml", "metrics.csv", "pairs.jsonl", "best.jsonl")
 
 
@@ -91,7 +92,9 @@ def collect(run: Path, n: int, seed: int, compiled: str) -> None:
 
     opened = eb.load(run)
     opened.net.compile(compiled, passes="evaluation")
-    measurer = Measurer(opened.net, opened.task, **MEASURED_ON, out=run / "pairs.jsonl")
+    measurer = Measurer(
+        opened.net, opened.task, recalibrate_images=RECALIBRATE, select_images=SELECT, out=run / "pairs.jsonl"
+    )
     configs = list(planned(opened.net, n, seed))
     with progress("measuring subnets", len(configs)) as bar:
         for record in measurer(configs):
@@ -102,10 +105,10 @@ def leaders(run: Path, n: int) -> list[list[int]]:
     """Rows of the n pairs that most of their 40 neighbours in cost do not beat, best first."""
     records = sorted(read_jsonl(run / "pairs.jsonl"), key=lambda r: float(r["costs"]["bitops"]))
     scores = np.array([r["score"] for r in records])
-    beaten = []
+    beaten = np.zeros(len(records))
     for k in range(len(records)):
         first = max(0, min(k - 20, len(records) - 41))
-        beaten.append(float((scores[first : first + 41] > scores[k]).mean()))
+        beaten[k] = (scores[first : first + 41] > scores[k]).mean()
     order = np.lexsort((-scores, beaten))[:n]
     return [records[k]["row"] for k in order]
 
@@ -139,7 +142,7 @@ def publish(run: Path, seed: int) -> None:
         "sha256": digest(run),
         "epochs": read_json(run / "space.json")["epochs"],
         "records": counts,
-        "images": MEASURED_ON,
+        "images": {"recalibrate": RECALIBRATE, "select": SELECT},
         "provenance": provenance(seed),
         "measured": {"seconds": {"pairs": seconds}},
     }
