@@ -71,6 +71,8 @@ supernet.export.legality
 supernet.export.tables
 predictors.measuring
 predictors.pairs
+predictors.sensitivity
+predictors.layer_outputs
 predictors
 search
 search.timing
