@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from predictors.sensitivity import Loss, Operand, evaluated, targets
+from predictors.sensitivity import Loss, Operand, Table, evaluated, operands, targets
 from supernet.elastic.attention import QuantMatMul
 from supernet.elastic.supernet import SuperNet
 
@@ -187,3 +187,15 @@ def output_changes(operand: Operand, inputs: tuple[Tensor, ...]) -> Iterator[Ten
             yield inputs[0] @ matrix(change, len(inputs[0]))
         else:
             yield change @ matrix(module.weight, len(inputs[0]))
+
+
+@torch.no_grad()
+def relative_errors(module: Any, inputs: tuple[Tensor, ...]) -> tuple[Table, Table]:
+    """Relative output error of each choice of either operand, that in the place of the weight first."""
+    exact = output(module, inputs)
+    power = (exact - exact.mean(-2, keepdim=True)).square().sum().clamp_min(1e-20)
+    of_weight, of_input = (
+        np.array([float(change.square().sum() / power) for change in output_changes(operand, inputs)])
+        for operand in operands(module)
+    )
+    return of_weight, of_input

@@ -7,14 +7,11 @@ expansion does not hold.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import torch
 from torch import Tensor
 
-from predictors.layer_outputs import observed, output, output_changes
-from predictors.sensitivity import Table, Tensorwise, operands, sites
+from predictors.layer_outputs import observed, relative_errors
+from predictors.sensitivity import Table, Tensorwise, sites
 from supernet.elastic.supernet import SuperNet
 
 
@@ -43,15 +40,3 @@ class OutputMSE(Tensorwise):
         seen = observed(net, images, self.positions, np.random.default_rng(self.seed))
         tables = {x.name: relative_errors(net.model.get_submodule(x.name), seen[x.name].inputs) for x in net.layers}
         return {gene: tables[layer.name][gene == layer.input] for layer, gene, _ in sites(net)}
-
-
-@torch.no_grad()
-def relative_errors(module: Any, inputs: tuple[Tensor, ...]) -> tuple[Table, Table]:
-    """Relative output error of each choice of either operand, that in the place of the weight first."""
-    exact = output(module, inputs)
-    power = (exact - exact.mean(-2, keepdim=True)).square().sum().clamp_min(1e-20)
-    of_weight, of_input = (
-        np.array([float(change.square().sum() / power) for change in output_changes(operand, inputs)])
-        for operand in operands(module)
-    )
-    return of_weight, of_input

@@ -50,9 +50,9 @@ class Tensorwise(ABC):
     """
 
     def __init__(self, images: int, **numbers: int) -> None:
-        given = {"images": images} | numbers
-        if min(given.values()) < 1:
-            raise ValueError(f"{' and '.join(given)} are at least 1, got {' and '.join(map(str, given.values()))}")
+        for name, number in ({"images": images} | numbers).items():
+            if number < 1:
+                raise ValueError(f"{name} must be at least 1, got {number}")
         self.images = images
 
     @abstractmethod
@@ -181,6 +181,12 @@ def targets(run: Callable[[Tensor], Any], images: Tensor, labels: Tensor | None)
     """The labels, or where there are none the classes that the network `run` says itself."""
     predicted: Tensor = run(images).argmax(1) if labels is None else labels
     return predicted
+
+
+def float_targets(net: SuperNet, images: Tensor, labels: Tensor | None) -> Tensor:
+    """`targets` of the largest subnet in float."""
+    with evaluated(net, net.space.largest(), images, floating=True) as run:
+        return targets(run, images, labels)
 
 
 # -- from scores to a sum ----------------------------------------------------------------------------------------------

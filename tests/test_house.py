@@ -72,7 +72,8 @@ supernet.export.tables
 predictors.measuring
 predictors.pairs
 predictors.sensitivity
-predictors.layer_outputs
+predictors.layer_outputs predictors.layer_inputs
+predictors.single_changes
 predictors
 search
 search.timing

@@ -11,7 +11,8 @@ from timm.layers import LayerNorm
 from timm.layers.attention import Attention as Fused
 from torch import nn
 
-from predictors.output_mse import OutputMSE, relative_errors
+from predictors.layer_outputs import relative_errors
+from predictors.output_mse import OutputMSE
 from supernet.backbones.timm_models import timm_model
 from supernet.config import PerTensor, QuantConfig
 from supernet.elastic.attention import Attention, MatMul, QuantMatMul, write_out

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from predictors.layer_outputs import chosen, inputs_at
-from predictors.output_mse import OutputMSE, relative_errors
+from predictors.layer_outputs import chosen, inputs_at, relative_errors
+from predictors.output_mse import OutputMSE
 from predictors.sensitivity import monotone
 from supernet.calibration.batchnorm import recalibrated
 from supernet.config import PerChannel, PerTensor, QuantConfig
