@@ -8,6 +8,7 @@ matrix product, along a curve of each tensor's own; so a few choices are run and
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,22 +51,23 @@ def single_changes(
         errors = {gene: own[layer.name][gene == layer.input] for layer, gene, _ in sites(net)}
     found: dict[str, Table] = {}
     with torch.no_grad(), evaluated(net, net.space.largest(), images, floating=True) as run:
-
-        def logits() -> Tensor:
-            return torch.cat([run(part) for part in images.split(BATCH)])
-
         tensors = list(sites(net))
         picked = {g: anchors(errors[g], runs) if runs else np.arange(len(o.quantizer.choices)) for _, g, o in tensors}
-        exact = logits()
+        exact = passed(run, images)
         with progress(title, sum(map(len, picked.values()))) as bar:
             for _, gene, operand in tensors:
                 judged = []
                 for choice in picked[gene].tolist():
                     with switched_on(operand.quantizer, choice):
-                        judged.append(judge(exact, logits()))
+                        judged.append(judge(exact, passed(run, images)))
                     bar.advance(note=gene)
                 found[gene] = np.array(judged) if runs is None else between(errors[gene], picked[gene], judged)
     return found
+
+
+def passed(run: Callable[[Tensor], Any], images: Tensor) -> Tensor:
+    """Logits of all images, batch by batch."""
+    return torch.cat([run(part) for part in images.split(BATCH)])
 
 
 def checked(runs: int | None) -> int | None:
