@@ -40,10 +40,11 @@ class LSQStep(Tensorwise):
 
     def scores(self, net: SuperNet, images: Tensor, labels: Tensor | None) -> dict[str, Table]:
         """The step of each choice."""
-        return {
-            gene: steps(operand.quantizer) * (self.alpha if operand.argument is None else 1.0)
-            for _, gene, operand in sites(net)
-        }
+        with net.as_subnet(net.active):  # the quantizers hold what the bank has now
+            return {
+                gene: steps(operand.quantizer) * (self.alpha if operand.argument is None else 1.0)
+                for _, gene, operand in sites(net)
+            }
 
 
 @torch.no_grad()
