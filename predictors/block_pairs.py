@@ -145,7 +145,7 @@ def blocks(net: SuperNet) -> list[list[Member]]:
     """Weights of the layers of each block, for blocks of two or more; a layer stands in the innermost such block."""
     members = [Member(layer, gene, operand) for layer, gene, operand in sites(net) if operand.argument is None]
     free, found = {member.gene: member for member in members}, []
-    for path in sorted({p for m in members for p in _numbered(m.layer.name)}, key=lambda p: -p.count(".")):
+    for path in sorted(dict.fromkeys(p for m in members for p in _numbered(m.layer.name)), key=lambda p: -p.count(".")):
         inside = [m for m in free.values() if m.layer.name.startswith(f"{path}.")]
         for gate in dict.fromkeys(m.layer.active_if for m in inside):
             block = [m for m in inside if m.layer.active_if == gate]
