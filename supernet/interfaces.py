@@ -150,8 +150,11 @@ class Engine(Protocol):
 class Sensitivity(Protocol):
     """What each choice costs in quality, as a sum of tables (higher is worse)."""
 
-    def __call__(self, net: Any, batches: Iterable[Tensor]) -> Factors:
-        """Measure `net` (a SuperNet) on input batches."""
+    def __call__(self, net: Any, batches: Iterable[Tensor | Batch]) -> Factors:
+        """Measure `net` (a SuperNet) on batches of images, or of images and labels; it is left as it was.
+
+        Methods that want labels take, where batches have none, the classes that the network says itself in float.
+        """
         ...
 
 

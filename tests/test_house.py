@@ -71,6 +71,9 @@ supernet.export.legality
 supernet.export.tables
 predictors.measuring
 predictors.pairs
+predictors.sensitivity
+predictors.layer_outputs predictors.layer_inputs
+predictors.single_changes
 predictors
 search
 search.timing
