@@ -6,10 +6,13 @@ A subnet whose worker died is tried again, behind all others; none is lost, none
 
 from __future__ import annotations
 
+import os
+import pickle
 import time
 import traceback
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -170,6 +173,30 @@ def _accused(ask: Ask | None, deaths: int, last: Death) -> str:
         f"subnet {ask.id} ended {workers}: {last.reason}; with fewer workers each has more memory, engine=local shows "
         "what happens in this process; what was measured is kept"
     )
+
+
+@contextmanager
+def sending() -> Iterator[None]:
+    """Around what serialises a bench: an error there is about the user's model, in one line."""
+    try:
+        yield
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise ValueError(
+            f"the supernet cannot be sent to workers ({str(error).strip().splitlines()[0]}); define its classes at the "
+            "top of a module, or take engine=local"
+        ) from error
+
+
+def unopened(said: str) -> ChildProcessError:
+    """A worker is alive and cannot read what it was sent."""
+    return ChildProcessError(
+        f"a worker cannot open the supernet: {said}; workers need the same elastibit, and a model's own module"
+    )
+
+
+def processors() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def checked(workers: int | None, threads: int, retries: int) -> None:

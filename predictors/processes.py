@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import os
 import pickle
 import signal
 import tempfile
@@ -18,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from predictors.crew import Ask, Bench, Death, Measured, checked, deal
+from predictors.crew import Ask, Bench, Death, Measured, checked, deal, processors, sending, unopened
 from supernet.config import SubnetConfig
 from supernet.elastic.supernet import SuperNet
 from supernet.interfaces import Batch
@@ -69,12 +68,13 @@ class _Processes:
     def start(self, bench: Bench, workers: int | None, asks: int) -> list[int]:
         self.folder = self.folder or tempfile.TemporaryDirectory(prefix="elastibit-")
         self.file = Path(self.folder.name) / "bench.pickle"
-        with self.file.open("wb") as file:
+        with sending(), self.file.open("wb") as file:
             pickle.dump(bench, file)
-        n = min(asks, workers or max(1, len(os.sched_getaffinity(0)) // bench.threads))
-        for worker in list(self.links):
+        n = min(asks, workers or max(1, processors() // bench.threads))
+        stayed = list(self.links)[:n]
+        for worker in stayed:
             self._send(worker, str(self.file))
-        return [*self.links, *(self.hire() for _ in range(n - len(self.links)))]
+        return [*stayed, *(self.hire() for _ in range(n - len(stayed)))]
 
     def hire(self) -> int:
         context, worker = multiprocessing.get_context("spawn"), next(self.numbers)
@@ -137,6 +137,9 @@ def _work(link: Connection) -> None:
             if isinstance(message, Ask):
                 link.send(bench(message))
             else:
-                bench: Bench = pickle.loads(Path(message).read_bytes())
-                bench.open()
-                link.send(None)
+                try:
+                    bench: Bench = pickle.loads(Path(message).read_bytes())
+                    bench.open()
+                    link.send(None)
+                except Exception as error:
+                    link.send(unopened(f"{type(error).__name__}: {error}"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import os
 import re
 import sys
 import warnings
@@ -18,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from predictors.crew import Ask, Bench, Death, Measured, checked, deal
+from predictors.crew import Ask, Bench, Death, Measured, checked, deal, processors, sending, unopened
 from supernet.config import SubnetConfig
 from supernet.elastic.supernet import SuperNet
 from supernet.interfaces import Batch
@@ -68,13 +67,14 @@ class _Actors:
     """A Crew (`predictors.crew`). Net and images lie once in the object store."""
 
     def __init__(self, ray: Any, address: str | None) -> None:
-        self.ray, self.address, self.ours, self.path = ray, address, False, None
+        self.ray, self.address, self.ours = ray, address, False
         self.numbers = count()
         self.actors: dict[int, Any] = {}
         self.waiting: dict[Any, int] = {}
 
     def start(self, bench: Any, workers: int | None, asks: int) -> list[int]:
         if not self.ray.is_initialized():
+            self.actors, self.waiting = {}, {}
             self._connect(bench.threads, workers)
         cpus = [node["Resources"].get("CPU", 0) for node in self.ray.nodes() if node["Alive"]]
         if max(cpus, default=0) < bench.threads:
@@ -83,16 +83,21 @@ class _Actors:
                 f"{max(cpus, default=0):g}; engine.threads=1 is usual"
             )
         room = sum(int(n // bench.threads) for n in cpus)
-        self.goods = [self.ray.put(part) for part in bench.part()]
+        with sending():
+            self.goods = [self.ray.put(part) for part in bench.part()]
         options = {"num_cpus": bench.threads, "max_restarts": 0, "max_task_retries": 0}
         self.kind = self.ray.remote(**options)(_worker())
-        for worker in self.actors:
+        n = min(asks, workers or room)
+        stayed = list(self.actors)[:n]
+        for worker in stayed:
             self._open(worker)
-        return [*self.actors, *(self.hire() for _ in range(min(asks, workers or room) - len(self.actors)))]
+        return [*stayed, *(self.hire() for _ in range(n - len(stayed)))]
 
     def hire(self) -> int:
         worker = next(self.numbers)
-        self.actors[worker] = self.kind.remote(self.path)
+        # Workers of our own cluster find the modules that this process finds, in the same order.
+        path = sys.path if self.ours and self.address is None else None
+        self.actors[worker] = self.kind.remote(path)
         self._open(worker)
         return worker
 
@@ -108,8 +113,8 @@ class _Actors:
         except (errors.RayActorError, errors.WorkerCrashedError, errors.OutOfMemoryError) as error:
             self.dismiss(worker)
             return worker, Death(_line(error))
-        except errors.RayTaskError as error:  # the worker could not read what it was given
-            return worker, RuntimeError(f"a Ray worker failed: {_line(error.cause or error)}")
+        except errors.RayTaskError as error:
+            return worker, unopened(_line(error))
         except errors.RayError as error:
             return worker, ConnectionError(f"the Ray cluster failed ({_line(error)}); what was measured is kept")
 
@@ -132,13 +137,11 @@ class _Actors:
     def _connect(self, threads: int, workers: int | None) -> None:
         settings: dict[str, Any] = {"address": self.address}
         if self.address is None:
-            processors = max(threads, len(os.sched_getaffinity(0)))
-            settings = {"address": "local", "num_cpus": workers * threads if workers else processors}
-            settings |= {"include_dashboard": False}
-            self.path = list(sys.path)  # workers find the modules that this process finds, in the same order
+            cpus = workers * threads if workers else max(threads, processors())
+            settings = {"address": "local", "num_cpus": cpus, "include_dashboard": False}
         try:
             self.ray.init(**settings, log_to_driver=False, logging_level=logging.ERROR)
-        except (ConnectionError, RuntimeError) as error:
+        except (ConnectionError, RuntimeError, self.ray.exceptions.RayError) as error:
             raise ConnectionError(
                 f"no Ray cluster at {self.address or 'this machine'}: {_line(error)}; start one with "
                 "`ray start --head`, or leave engine.address=null for one of this run's own"
