@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
 import re
 import sys
 import warnings
@@ -137,6 +138,7 @@ class _Actors:
     def _connect(self, threads: int, workers: int | None) -> None:
         settings: dict[str, Any] = {"address": self.address}
         if self.address is None:
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reports home unless told otherwise
             cpus = workers * threads if workers else max(threads, processors())
             settings = {"address": "local", "num_cpus": cpus, "include_dashboard": False}
         try:

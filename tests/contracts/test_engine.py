@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import os
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -76,12 +77,20 @@ def configs(net):
     return [net.space.largest(), net.space.smallest(), *(net.space.sample(rng) for _ in range(5))]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def module_of_fatal(tmp_path_factory):
+    """The folder of `fatal`, where workers find it as this process does."""
+    folder = tmp_path_factory.mktemp("modules")
+    (folder / "fatal.py").write_text(FATAL)
+    sys.path.insert(0, str(folder))
+    yield
+    sys.path.remove(str(folder))
+    sys.modules.pop("fatal", None)
+
+
 @pytest.fixture
-def fatal(net, tmp_path, monkeypatch):
+def fatal(net, tmp_path):
     """Function (config, once) -> (a supernet whose subnet `config` kills the process that runs it, the marker)."""
-    (tmp_path / "fatal.py").write_text(FATAL)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(importlib.import_module("sys").modules, "fatal", raising=False)
 
     def make(config, once):
         deadly, marker = copy.deepcopy(net), tmp_path / "killed"
@@ -132,16 +141,7 @@ class TestEngine:
             not np.array_equal(right, measuring.tested(net, configs[2:5][at], *fewer)) for at, right in got.items()
         )
 
-    def test_a_measurement_that_fails_names_its_subnet_in_one_line(self, engine, net, images, configs):
-        wrong = [(torch.zeros(4, 3, 8, 8), torch.zeros(4, dtype=torch.int64))]
-        for batches, kind, said in (([], ValueError, "one batch"), (wrong, RuntimeError, "RuntimeError: .*channels")):
-            with pytest.raises(kind, match=said) as caught:
-                list(engine(net, configs[3:4], images[0], batches))
-            assert str(caught.value).startswith(f"subnet {configs[3].id} could not be measured: ")
-            assert "\n" not in str(caught.value)
-
     def test_a_killed_workers_subnet_is_measured_by_another(self, engine, net, images, fatal, tmp_path, request):
-        """Last but one, since it starts the workers again with what the driver imports now."""
         if "local" in request.node.callspec.id:
             pytest.skip("has no workers")
         collect(net, task_of(images), 9, out=tmp_path / "whole.jsonl", progress=False)
@@ -170,3 +170,10 @@ class TestEngine:
         assert sorted(r["id"] for r in plain(path)) == sorted(
             net.space.config(row).id for row in others.indices if tuple(row) != victim.row
         )
+
+    def test_a_measurement_that_fails_names_its_subnet_in_one_line(self, engine, net, images, configs):
+        wrong = [(torch.zeros(4, 3, 8, 8), torch.zeros(4, dtype=torch.int64))]
+        with pytest.raises(RuntimeError, match=r"RuntimeError: .*channels") as caught:
+            list(engine(net, configs[3:4], images[0], wrong))
+        assert str(caught.value).startswith(f"subnet {configs[3].id} could not be measured: ")
+        assert "\n" not in str(caught.value)

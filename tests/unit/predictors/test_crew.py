@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from predictors.crew import Bench, Death, checked, deal, processors
+from predictors.measuring import unmeasured
+from predictors.processes import InProcesses
 
 
 class Players:
@@ -131,3 +133,16 @@ def test_a_bench_remembers_how_its_net_was_compiled(net, task):
 def test_a_supernet_elsewhere_is_refused(net):
     with pytest.raises(ValueError, match=r"on the CPU, the supernet is on meta; net.cpu\(\) first"):
         Bench(net.to("meta"), [], [], 1)
+
+
+def test_an_error_keeps_its_kind_and_names_the_subnet():
+    for error, kind in ((ValueError("bad\nnews"), ValueError), (FileNotFoundError("bad news"), OSError)):
+        named = unmeasured("abc", error)
+        assert type(named) is kind and str(named) == "subnet abc could not be measured: bad news"
+    assert str(unmeasured("abc", ZeroDivisionError("by 0"))).endswith("measured: ZeroDivisionError: by 0")
+
+
+def test_what_cannot_travel_is_refused_in_one_line(net, task):
+    net.register_forward_pre_hook(lambda module, inputs: None)
+    with pytest.raises(ValueError, match=r"cannot be sent to workers \(.*lambda.*\).*engine=local$"):
+        list(InProcesses(workers=1)(net, [net.space.largest()], task.recalibrate(), task.select()))
