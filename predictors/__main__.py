@@ -40,6 +40,7 @@ def main(cfg: DictConfig) -> None:
     seed, trusted = int(cfg.seed), tuple(cfg.trust)
     if not 0 < cfg.held_out < 1:
         raise ValueError(f"held_out is a share in (0, 1), got {cfg.held_out}; 0.2 is usual")
+    engine = build(settings["engine"], trusted=trusted)
     run = load(cfg.run, trusted=trusted)
     assert run.task is not None  # a run without one is refused by load
     net = run.net
@@ -54,6 +55,7 @@ def main(cfg: DictConfig) -> None:
         rng=np.random.default_rng(seed),
         recalibrate_images=cfg.recalibrate_images,
         select_images=cfg.select_images,
+        engine=engine,
         sampler=build(settings["sampler"], trusted=trusted, space=net.space, costs=net.costs),
     )
     make = build(settings["predictor"] | {"_partial_": True}, trusted=trusted)

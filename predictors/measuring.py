@@ -65,6 +65,13 @@ def measure(
     return float(tested(net, config, recalibration, batches).mean())
 
 
+def unmeasured(name: str, error: Exception) -> Exception:
+    """What stopped a measurement, as a built-in error of its kind, in one line that names the subnet."""
+    kind = next((k for k in (ValueError, TypeError, OSError) if isinstance(error, k)), RuntimeError)
+    said = str(error) if kind is not RuntimeError else f"{type(error).__name__}: {error}"
+    return kind(f"subnet {name} could not be measured: {' '.join(said.split())}")
+
+
 class InProcess:
     """The engine that measures one subnet after the other in this process."""
 
@@ -74,7 +81,11 @@ class InProcess:
         """For each subnet its position, [images] outcomes and the seconds that it took."""
         for position, config in enumerate(configs):
             start = time.monotonic()
-            yield position, tested(net, config, recalibration, batches), time.monotonic() - start
+            try:
+                right = tested(net, config, recalibration, batches)
+            except Exception as error:
+                raise unmeasured(config.id, error) from error
+            yield position, right, time.monotonic() - start
 
 
 class Measurer:

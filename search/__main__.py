@@ -44,6 +44,7 @@ def main(cfg: DictConfig) -> None:
     if cfg.threads:
         torch.set_num_threads(int(cfg.threads))
     budgets = budgets_of(settings["budget"], settings["budgets"])
+    engine = build(settings["engine"], trusted=tuple(cfg.trust))
     run = load(cfg.run, trusted=tuple(cfg.trust))
     assert run.task is not None  # a run without one is refused by load
     space, seconds = probed(run, budgets, settings, tuple(cfg.trust))
@@ -67,9 +68,10 @@ def main(cfg: DictConfig) -> None:
         recalibrate_images=cfg.recalibrate_images,
         select_images=cfg.select_images,
         seconds=seconds,
+        engine=engine,
     )
     save_subnets(run.net, front, out / "subnets", run.task.recalibrate(cfg.recalibrate_images))
-    kept = {str(key): value for key, value in settings.items() if key not in ("run", "threads", "trust")}
+    kept = {str(key): value for key, value in settings.items() if key not in ("run", "threads", "trust", "engine")}
     save_front(out / "front.json", front, seed=int(cfg.seed), settings=kept)
     show(front)
     print(f"found: {out / 'front.json'}")

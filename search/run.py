@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from predictors.measuring import measure
+from predictors.measuring import InProcess
 from search.allocation import Program
 from search.evolution import NSGA2
 from search.front import Candidate, Found, Front
@@ -22,7 +22,7 @@ from supernet.artefacts import progress as show_progress
 from supernet.config import SubnetConfig, si
 from supernet.cost import UNITS, Costs, Factors, fill
 from supernet.elastic.supernet import SuperNet
-from supernet.interfaces import Predictor, SearchAlgorithm, Task
+from supernet.interfaces import Engine, Predictor, SearchAlgorithm, Task
 from supernet.space import Indices, SearchSpace, magnitude
 
 log = logging.getLogger(__name__)
@@ -49,6 +49,7 @@ def search(
     recalibrate_images: int | None = None,
     select_images: int | None = None,
     seconds: Callable[[SubnetConfig], float] | None = None,
+    engine: Engine | None = None,
     progress: bool = True,
 ) -> Front:
     """The best subnet within each budget; all budgets are searched at once, and nothing over a limit is returned.
@@ -71,6 +72,7 @@ def search(
         algorithm: makes the search algorithm when called with space, costs, budgets, seeds and population; None: NSGA2.
         recalibrate_images, select_images: images for re-evaluation; None: all.
         seconds: measures a subnet as a whole; under a budget of latency, candidates that take longer are dropped.
+        engine: how subnets are measured; None: one after the other, in this process.
         progress: show progress and, before the search, what the budgets can reach.
 
     Raises:
@@ -103,7 +105,7 @@ def search(
     measured: dict[str, float] = {}
     if task is not None and not interrupted:
         data = list(task.recalibrate(recalibrate_images)), list(task.select(select_images))
-        interrupted = _measure_all(net, problem.space, chosen, data, measured, progress)
+        interrupted = _measure_all(net, problem.space, chosen, data, measured, engine or InProcess(), progress)
     found = [_winner(problem, b, chosen[b], controls[b], measured, interrupted, watch) for b in range(n)]
     rows, values = made.front()
     costs = {kind: values[:, 1 + k] for k, kind in enumerate(problem.kinds)}
@@ -261,17 +263,18 @@ def _measure_all(
     chosen: Sequence[Sequence[Indices]],
     data: tuple[list[Any], list[Any]],
     measured: dict[str, float],
+    engine: Engine,
     progress: bool,
 ) -> bool:
     """Fill in accuracy by subnet id, each subnet once, budgets in turn; True if stopped by hand."""
     longest = max(map(len, chosen))
     queue = [rows[i] for i in range(longest) for rows in chosen if i < len(rows)]
-    configs = {config.id: config for config in map(space.config, queue)}
+    configs = list({config.id: config for config in map(space.config, queue)}.values())
     with _interruptible() as state, _bar("measuring candidates", len(configs), progress) as bar:
-        for config in configs.values():
-            measured[config.id] = measure(net, config, *data)
+        for at, right, _ in engine(net, configs, *data):
+            measured[configs[at].id] = float(right.mean())
             if bar:
-                bar.advance(note=f"{measured[config.id]:.1%}")
+                bar.advance(note=f"{measured[configs[at].id]:.1%}")
     return state["interrupted"]
 
 

@@ -70,6 +70,7 @@ supernet.export.latency
 supernet.export.legality
 supernet.export.tables
 predictors.measuring
+predictors.crew
 predictors.pairs
 predictors.sensitivity
 predictors.layer_outputs predictors.layer_inputs

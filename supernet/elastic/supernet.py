@@ -233,6 +233,11 @@ class SuperNet(nn.Module):
             for quantizer, enabled in before:
                 quantizer.enabled = enabled
 
+    @property
+    def passes(self) -> str:
+        """The passes that `compile` was asked for: training or evaluation."""
+        return "evaluation" if self._evaluates else "training"
+
     def compile(self, mode: str = "regional", passes: str = "training") -> None:
         """Compile for speed; the first pass afterwards takes the time.
 
