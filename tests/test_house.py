@@ -72,6 +72,7 @@ supernet.export.tables
 predictors.measuring
 predictors.pairs
 predictors
+search.variation
 search
 search.timing
 search.run

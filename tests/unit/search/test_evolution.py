@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from deap import base, tools
 
-from search.evolution import NSGA2, crossed, dominates, mutated, survivors
+from search.evolution import NSGA2, dominates, survivors
+from search.variation import crossed, mutated
 from supernet.cost import over
 
 
