@@ -13,6 +13,8 @@ import numpy as np
 from deap import base, tools
 from numpy.typing import NDArray
 
+from search.climb import Climb
+from search.keeping import Best, arrays, dominates, firsts, front_of, keys
 from search.variation import Limits, crossed, mutated
 from supernet.cost import Costs
 from supernet.space import Indices, SearchSpace
@@ -36,6 +38,8 @@ class NSGA2:
         crossover: probability that a child has two parents, each gene from either with equal probability.
         mutations: expected genes drawn anew in each child.
         filling: probability that a child spends what its budget leaves.
+        climbing: share of what is asked for that goes to a climb from the best row within each budget (a memetic
+            algorithm); 0: textbook NSGA-II.
 
     Raises:
         ValueError: no budget, or an option out of range.
@@ -54,34 +58,36 @@ class NSGA2:
         crossover: float = 0.9,
         mutations: float = 2.0,
         filling: float = 0.7,
+        climbing: float = 0.25,
     ) -> None:
-        if not budgets or population < 4 or not (0 <= crossover <= 1 and 0 <= filling <= 1) or mutations < 0:
+        shares = (crossover, filling, climbing)
+        if not budgets or population < 4 or not all(0 <= share <= 1 for share in shares) or mutations < 0:
             raise ValueError(
-                "NSGA2 takes one or more budgets, population >= 4, crossover and filling in [0, 1], mutations >= 0; "
-                f"got {len(budgets)}, {population}, {crossover}, {filling}, {mutations}"
+                "NSGA2 takes one or more budgets, population >= 4, crossover, filling and climbing in [0, 1], "
+                f"mutations >= 0; got {len(budgets)}, {population}, {crossover}, {filling}, {climbing}, {mutations}"
             )
         self.space, self.limits = space, Limits(space, costs, budgets)
         self.seeds = np.zeros((0, len(space)), dtype=np.int64) if seeds is None else space.canonical(seeds)
         self.population, self.crossover, self.mutations = population, crossover, mutations
-        self.filling = filling
+        self.filling, self.climbing = filling, climbing
         self.rows: Indices = np.zeros((0, len(space)), dtype=np.int64)
         self.values: Table = np.zeros((0, 1 + len(self.limits.kinds)))
         self.crowding: Table = np.zeros(0)
-        self.best = [(self.rows, self.values) for _ in budgets]
+        self.best = Best(self.limits)
+        self.climbs = [Climb(self.limits, b) for b in range(len(budgets))] if climbing else []
 
     # -- ask ----------------------------------------------------------------------------------------------------
     def ask(self, n: int, rng: np.random.Generator) -> Indices:
-        """[at most n, d] new rows, each within some budget and none twice; the seeds first, if nothing was told yet."""
-        budget = np.arange(n) % len(self.limits)
+        """[at most n, d] rows, each within some budget, none twice or in the population; the seeds come first."""
         if len(self.rows) == 0:
-            rows = np.concatenate([self.seeds[:n], self.limits.initial(budget[len(self.seeds) :], rng)])
-            settled = self.limits.inside(rows).any(1) & (np.arange(n) < len(self.seeds))
-        else:
-            rows, settled = self._children(budget, rng), np.zeros(n, dtype=bool)
-        rows[~settled] = self.limits.fitted(rows[~settled], self.limits.bounds[budget[~settled]], rng, self.filling)
-        rows = rows[self.limits.inside(rows).any(1)]
-        _, first = np.unique(rows, axis=0, return_index=True)
-        return rows[np.sort(first)]
+            return self.limits.first(self.seeds, n, 0, rng, self.filling)
+        climbed = [c.ask(round(n * self.climbing / len(self.climbs)), rng) for c in self.climbs]
+        budget = np.arange(n - sum(map(len, climbed))) % len(self.limits)
+        children = self.limits.fitted(self._children(budget, rng), self.limits.bounds[budget], rng, self.filling)
+        known = set(keys(self.rows))
+        new = np.array([key not in known for key in keys(children)], dtype=bool) & self.limits.inside(children).any(1)
+        rows = np.concatenate([*climbed, children[new]])
+        return rows[firsts(rows)]
 
     def _children(self, budget: NDArray[np.int64], rng: np.random.Generator) -> Indices:
         """Rows of two parents each, or mutated copies of one; parents live next to the child's budget."""
@@ -111,62 +117,46 @@ class NSGA2:
     # -- tell ---------------------------------------------------------------------------------------------------
     def tell(self, indices: Indices, scores: Table, step: int = 0, total_steps: int = 1) -> None:
         """Objectives [n, 1 + kinds] of rows [n, d], all to be minimised; survivors are chosen."""
-        known = {tuple(row) for row in self.rows.tolist()}
-        new = np.array([tuple(row) not in known for row in indices.tolist()], dtype=bool)
+        for climb in self.climbs:
+            climb.tell(indices, scores)
+        self.best.add(indices, scores)
+        known = set(keys(self.rows))
+        new = np.array([key not in known for key in keys(indices)], dtype=bool) & firsts(indices)
         rows, values = np.concatenate([self.rows, indices[new]]), np.concatenate([self.values, scores[new]])
-        self.best = [self._best(b, rows, values) for b in range(len(self.limits))]
-        elite = {tuple(row) for kept, _ in self.best for row in kept.tolist()}
         chosen, crowding = survivors(values, self.population)
-        missing = [i for i, row in enumerate(rows.tolist()) if tuple(row) in elite and i not in set(chosen.tolist())]
+        elite, kept = set(keys(np.concatenate(self.best.rows))), set(chosen.tolist())
+        missing = [i for i, key in enumerate(keys(rows)) if key in elite and i not in kept]
         chosen = np.concatenate([chosen, np.array(missing, dtype=np.int64)])
         self.rows, self.values = rows[chosen], values[chosen]
         self.crowding = np.concatenate([crowding, np.full(len(missing), np.inf)])
 
-    def _best(self, b: int, rows: Indices, values: Table) -> tuple[Indices, Table]:
-        """The best row within budget b, [1 or 0, d], and its objectives; of equal scores, the cheaper."""
-        kept, theirs = self.best[b]
-        rows, values = np.concatenate([kept, rows]), np.concatenate([theirs, values])
-        inside = np.flatnonzero((values[:, 1:] <= self.limits.bounds[b]).all(1))
-        cost = values[inside, 1 + self.limits.kinds.index(next(iter(self.limits.budgets[b])))]
-        order = inside[np.lexsort((cost, values[inside, 0]))][:1]
-        return rows[order], values[order]
-
     def front(self) -> tuple[Indices, Table]:
         """Non-dominated rows [n, d] of all that were kept, and their objectives [n, 1 + kinds]; by falling score."""
-        rows = np.concatenate([self.rows, *(kept for kept, _ in self.best)])
-        values = np.concatenate([self.values, *(theirs for _, theirs in self.best)])
-        _, first = np.unique(rows, axis=0, return_index=True)
-        rows, values = rows[first], values[first]
-        free = np.array([not dominates(values, v[None]).any() for v in values], dtype=bool)
-        order = np.flatnonzero(free)[np.argsort(values[free, 0], kind="stable")]
-        return rows[order], values[order]
+        rows, values = np.concatenate([self.rows, *self.best.rows]), np.concatenate([self.values, *self.best.values])
+        return front_of(rows, values)
 
     # -- state --------------------------------------------------------------------------------------------------
     def state_dict(self) -> dict[str, Any]:
-        """Population, crowding and the best of each budget, as lists."""
+        """Population, crowding, the best of each budget and the climbs, as plain Python."""
         return {
             "rows": self.rows.tolist(),
             "values": self.values.tolist(),
             "crowding": self.crowding.tolist(),
-            "best": [[rows.tolist(), values.tolist()] for rows, values in self.best],
+            "best": self.best.state_dict(),
+            "climbs": [climb.state_dict() for climb in self.climbs],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state_dict` was taken."""
-        if len(state["best"]) != len(self.limits):
-            raise ValueError(f"state is of {len(state['best'])} budgets, this search has {len(self.limits)}")
-        self.rows, self.values = self._arrays(state["rows"], state["values"])
+        """Continue where `state_dict` was taken; ValueError if that was of other budgets or another `climbing`."""
+        self.best.load_state_dict(state["best"])
+        if len(state["climbs"]) != len(self.climbs):
+            raise ValueError(
+                f"state has {len(state['climbs'])} climbs, this search {len(self.climbs)}; set climbing alike"
+            )
+        self.rows, self.values = arrays(self.limits, state["rows"], state["values"])
         self.crowding = np.array(state["crowding"], dtype=float)
-        self.best = [self._arrays(rows, values) for rows, values in state["best"]]
-
-    def _arrays(self, rows: list[list[int]], values: list[list[float]]) -> tuple[Indices, Table]:
-        shaped = np.array(rows, dtype=np.int64).reshape(-1, len(self.space))
-        return shaped, np.array(values, dtype=float).reshape(-1, 1 + len(self.limits.kinds))
-
-
-def dominates(a: Table, b: Table) -> NDArray[np.bool_]:
-    """[n] whether each a is nowhere worse than its b and somewhere better (minimising; broadcasts)."""
-    return np.all(a <= b, axis=1) & np.any(a < b, axis=1)
+        for climb, its in zip(self.climbs, state["climbs"], strict=True):
+            climb.load_state_dict(its)
 
 
 def survivors(values: Table, k: int) -> tuple[NDArray[np.int64], Table]:

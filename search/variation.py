@@ -10,13 +10,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from supernet.cost import Costs, Factors
-from supernet.samplers.cost_first import CostFirst
+from supernet.cost import Costs
 from supernet.space import Indices, SearchSpace
 
 Table = NDArray[np.float64]
 SPAN = 0.5
-"""Half of a first generation costs between this share of its budget and all of it."""
+"""Half of a first generation may cost between this share of its budget and all of it."""
+LAPS = 3
+"""How often genes go up in one random order before single steps look for what is left."""
 TRIES = 8
 """Steps looked at before one is taken."""
 
@@ -53,18 +54,25 @@ class Limits:
         return np.stack([self.costs.kinds[kind].value(rows) for kind in self.kinds], axis=1)
 
     def initial(self, budget: NDArray[np.int64], rng: np.random.Generator) -> Indices:
-        """Rows for the given budgets: half of them near it, half spread over all costs below."""
-        rows = self.space.sample_indices(len(budget), rng)
-        for b, limits in enumerate(self.budgets):
-            kind, limit = next(iter(limits.items()))
-            if not isinstance(self.costs.kinds[kind], Factors):
-                continue  # what is no sum of tables cannot be tilted towards; `fitted` brings the rows there
-            sampler = CostFirst(self.space, self.costs, kind=kind)
-            mine = np.flatnonzero(budget == b)
-            near = limit * rng.uniform(SPAN, 1.0, len(mine))
-            spread = np.exp(rng.uniform(np.log(min(sampler.edges[0], limit)), np.log(limit), len(mine)))
-            rows[mine] = sampler.at(np.where(np.arange(len(mine)) % 2 == 0, near, spread), rng)
-        return rows
+        """Drawn rows brought within the given budgets: half of them to a share above SPAN, half to any share."""
+        n = len(budget)
+        shares = np.where(np.arange(n) % 2 == 0, rng.uniform(SPAN, 1.0, n), rng.random(n))[:, None]
+        rows = self.space.sample_indices(n, rng)
+        return self.fitted(self.fitted(rows, self.bounds[budget] * shares, rng), self.bounds[budget], rng, filling=0.0)
+
+    def first(self, seeds: Indices, n: int, met: int, rng: np.random.Generator, filling: float = 1.0) -> Indices:
+        """[at most n, d] rows of a first generation of which `met` are known: seeds first, then drawn; none twice.
+
+        Seeds over every budget are repaired.
+        """
+        given = seeds[met : met + n]
+        budget = np.arange(met, met + n) % len(self)
+        rows = np.concatenate([given, self.initial(budget[len(given) :], rng)])
+        settled = self.inside(rows).any(1) & (np.arange(n) < len(given))
+        rows[~settled] = self.fitted(rows[~settled], self.bounds[budget[~settled]], rng, filling)
+        rows = rows[self.inside(rows).any(1)]
+        _, at = np.unique(rows, axis=0, return_index=True)
+        return rows[np.sort(at)]
 
     def fitted(self, rows: Indices, bounds: Table, rng: np.random.Generator, filling: float = 1.0) -> Indices:
         """Rows within their bounds [n, kinds], changed as little as that takes; a share of them has what is left spent.
@@ -81,7 +89,7 @@ class Limits:
             rows[bad] = moved
             bad = bad[~stuck & self._over(moved, bounds[bad])]
         spending = np.flatnonzero((rng.random(len(rows)) < filling) & ~self._over(rows, bounds))
-        if len(spending):
+        for _ in range(LAPS if len(spending) else 0):
             rows[spending] = self._walked(rows[spending], up, bounds[spending], rng, least=False)
         while len(spending):
             options, excess = self._steps(rows[spending], up, bounds[spending], rng)
@@ -152,6 +160,27 @@ def mutated(space: SearchSpace, rows: Indices, rate: float, rng: np.random.Gener
     kind, act = rng.random(rows.shape), rng.random(rows.shape) < rate
     moved = np.where(kind < 0.5, drawn, np.where(kind < 0.75, down, up))
     return settled(space, np.where(act, moved, rows), space.active(rows), rng)
+
+
+def redrawn(space: SearchSpace, rows: Indices, rate: float, rng: np.random.Generator) -> Indices:
+    """Each gene drawn anew with probability `rate`."""
+    act = rng.random(rows.shape) < rate
+    return settled(space, np.where(act, sample_free(space, len(rows), rng), rows), space.active(rows), rng)
+
+
+def single_changes(space: SearchSpace, row: Indices) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(gene, value) of every other admissible choice of every active gene; of tied genes, of one."""
+    active = space.active(row[None])[0]
+    spoken = {i for group in space.ties for i in [j for j in group if active[j]][1:]}
+    found = [
+        (i, k)
+        for i, mask in enumerate(space.admissible)
+        if active[i] and i not in spoken
+        for k in np.flatnonzero(mask)
+        if k != row[i]
+    ]
+    genes, values = np.array(found, dtype=np.int64).reshape(-1, 2).T
+    return genes, values
 
 
 def stepped(rows: Indices, table: Sequence[NDArray[np.int64]]) -> Indices:

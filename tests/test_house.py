@@ -72,7 +72,9 @@ supernet.export.tables
 predictors.measuring
 predictors.pairs
 predictors
-search.variation
+search.variation search.allocation
+search.keeping
+search.climb
 search
 search.timing
 search.run
