@@ -69,12 +69,11 @@ class Program:
         for genes in sets:
             if not any(genes <= host for host in hosts):
                 hosts.append(genes)
+        home = {genes: next(host for host in hosts if genes <= host) for genes in sets}
         shared = {g for g in set().union(*hosts) if sum(g in host for host in hosts) > 1} if hosts else set()
         blocks = []
         for host in hosts:
-            own = [
-                (k, dims, table) for k, genes, dims, table in terms if next(h for h in hosts if set(genes) <= h) == host
-            ]
+            own = [(k, dims, table) for k, genes, dims, table in terms if home[frozenset(genes)] == host]
             blocks.append(self._block(tuple(sorted(host)), own, len(functions), shared))
         return blocks
 

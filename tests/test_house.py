@@ -76,6 +76,9 @@ predictors.sensitivity
 predictors.layer_outputs predictors.layer_inputs
 predictors.single_changes
 predictors
+search.variation search.allocation
+search.keeping
+search.climb
 search
 search.timing
 search.run
