@@ -33,7 +33,9 @@ ORDER = """
 supernet conf supernet.artefacts
 supernet.config
 supernet.space
-supernet.formats supernet.quant.ste supernet.cost
+supernet.formats supernet.quant.ste supernet.factors
+supernet.costs
+supernet.cost
 supernet.interfaces
 supernet.quant.ranges
 supernet.quant.quantizer
