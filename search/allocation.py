@@ -130,40 +130,44 @@ class Program:
             ValueError: an unknown kind, or no subnet is within all limits (names the nearest).
         """
         self._known(limits)
-        slack = 1.0
-        for _ in range(20):
-            at_most = ROW_SCALE * slack, self._sums(limits) * ROW_SCALE
-            row = self._solution(self._values[:, 0], at_most)
-            if row is None:
-                break
-            if not limits or over(limits, self.kinds, row[None])[0] <= 1e-12:
-                return row
-            slack -= 1e-9  # rounding in the solver let it slip over the limit
-        raise ValueError(self._impossible(limits))
+        row = self._within(limits, self._values[:, 0])
+        if row is None:
+            raise ValueError(self._impossible(limits))
+        return row
+
+    def least(self, kind: str, limits: Mapping[str, float]) -> Indices:
+        """[d] the canonical row within all limits that costs least of one kind; errors as in `solve`."""
+        self._known({kind: 1.0})
+        return self._lowest({kind: 1.0}, limits, self.solve(limits))
 
     def nearest(self, limits: Mapping[str, float]) -> Indices:
         """[d] the canonical row whose largest cost, relative to its limit, is smallest; of such rows, one of the
         smallest sum.
+        """
+        self._known(limits)
+        row = self._lowest(limits, {}, np.array(self.space.smallest().row, dtype=np.int64))
+        share = 1 + float(over(limits, self.kinds, row[None])[0])
+        if share <= 0:  # it costs nothing
+            return row
+        reached = {kind: limit * share for kind, limit in limits.items()}
+        found = self._within(reached, self._sums(reached).sum(0))
+        return row if found is None else found
+
+    def _lowest(self, limits: Mapping[str, float], within: Mapping[str, float], row: Indices) -> Indices:
+        """[d] the row, within other limits, whose largest cost relative to `limits` is smallest; `row` is one to start from.
 
         Where the sums of a cost depend on its limit, the limits are brought down step by step to what the last row
         costs (Dinkelbach, Management Science 1967).
         """
-        self._known(limits)
-        row = np.array(self.space.smallest().row, dtype=np.int64)
         share = 1 + float(over(limits, self.kinds, row[None])[0])
         while share > 0:
             sums = self._sums({kind: limit * share for kind, limit in limits.items()})
-            found = self._solution(None, (0.0, sums * ROW_SCALE))
-            assert found is not None, "nothing is asked but one choice of each"
-            less = 1 + float(over(limits, self.kinds, found[None])[0])
-            if less >= share * (1 - 1e-9):
+            found = self._within(within, None, sums)
+            less = share if found is None else 1 + float(over(limits, self.kinds, found[None])[0])
+            if found is None or less >= share * (1 - 1e-9):
                 break
             row, share = found, less
-        if share <= 0:  # it costs nothing
-            return row
-        sums = self._sums({kind: limit * share for kind, limit in limits.items()})
-        found = self._solution(sums.sum(0), (ROW_SCALE * (1 + 1e-9), sums * ROW_SCALE))
-        return row if found is None else found
+        return row
 
     def _known(self, limits: Mapping[str, float]) -> None:
         unknown = [kind for kind in limits if kind not in self.kinds]
@@ -178,33 +182,41 @@ class Program:
             rows.append((self._values[:, self._columns[kind]] @ weights.T / bounds).T)
         return np.concatenate(rows)
 
-    def _solution(self, objective: Table | None, at_most: tuple[float, Table]) -> Indices | None:
-        """[d] the row that minimises an objective [n] with sums [r, n] at most a bound, or None where there is none.
+    def _within(
+        self, limits: Mapping[str, float], objective: Table | None, lowered: Table | None = None
+    ) -> Indices | None:
+        """[d] the row within all limits that minimises an objective [n], or else the largest of the sums `lowered`
+        [r, n]; None where there is none."""
+        slack = 1.0
+        for _ in range(20):
+            row = self._solution(self._sums(limits), slack, objective, lowered)
+            if row is None or not limits or over(limits, self.kinds, row[None])[0] <= 1e-12:
+                return row
+            slack -= 1e-9  # rounding in the solver let it slip over the limit
+        return None
 
-        Without an objective, the row that minimises the largest sum beyond the bound.
-        """
-        bound, sums = at_most
-        n, beyond = len(self._values), objective is None
-        if beyond:  # one more variable, which every sum may go beyond the bound by
-            target = np.append(np.zeros(n), 1.0)
-            sums = np.column_stack([sums, -np.ones(len(sums))])
-            bounds = Bounds(np.zeros(n + 1), np.append(np.ones(n), np.inf))
-        else:
-            target, bounds = self._scaled(objective), Bounds(0, 1)
-        columns = n + beyond
-        equal = sparse.csr_array(self._equal)
-        equal.resize((equal.shape[0], columns))
+    def _solution(self, sums: Table, bound: float, objective: Table | None, lowered: Table | None) -> Indices | None:
+        n, columns = len(self._values), len(self._values)
+        target = np.zeros(n) if objective is None else self._scaled(objective)
+        upper, high = np.full(len(sums), bound * ROW_SCALE), np.ones(n)
+        if lowered is not None:  # one more variable, which none of these sums exceeds
+            columns, target, high = n + 1, np.append(target, 1.0), np.append(high, np.inf)
+            sums = np.column_stack([sums, np.zeros(len(sums))])
+            sums = np.concatenate([sums, np.column_stack([lowered, np.full(len(lowered), -1 / ROW_SCALE)])])
+            upper = np.append(upper, np.zeros(len(lowered)))
+        equal = self._equal.copy()
+        equal.resize((len(self._right), columns))
         constraints = [LinearConstraint(equal, self._right, self._right)]
         if len(sums):
-            constraints.append(LinearConstraint(sums, -np.inf, bound))
+            constraints.append(LinearConstraint(sums * ROW_SCALE, -np.inf, upper))
         found = milp(
             target,
             constraints=constraints,
             integrality=np.arange(columns) < n,
-            bounds=bounds,
+            bounds=Bounds(np.zeros(columns), high),
             options={"mip_rel_gap": 1e-9},
         )
-        return None if found.x is None else self._decode(found.x[:n])
+        return None if found.x is None else self._decode(found.x)
 
     def _scaled(self, objective: Table) -> Table:
         """[n] the objective of each variable, above the least of its block, in the solver's units."""
@@ -264,7 +276,7 @@ def _up(value: float, digits: int = 4) -> float:
 
 def reach(space: SearchSpace, cost: Cost) -> tuple[float, float]:
     """The smallest and the largest value of a cost in a space, exactly."""
-    low = Program(space, Factors(), {"": cost}).nearest({"": 1.0})
+    low = Program(space, Factors(), {"": cost}).least("", {})
     row = np.array(space.largest().row, dtype=np.int64)
     before, high = -1.0, float(cost.value(row[None])[0])
     while high > max(before, 0.0) * (1 + 1e-9):

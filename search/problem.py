@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from supernet.cost import Costs, Factors, label, over
+from supernet.cost import Cost, Costs, label, over
 from supernet.interfaces import Predictor
 from supernet.space import Indices, SearchSpace
 
@@ -60,7 +60,7 @@ class Problem:
         self.space, self.costs, self.predictor = space, costs, predictor
         limits = [costs.parse(budget) for budget in many]
         self.budgets = tuple(Budget(*named) for named in zip(_labels(many), limits, strict=True))
-        self.kinds: dict[str, Factors] = {kind: costs.kinds[kind] for b in self.budgets for kind in b.limits}
+        self.kinds: dict[str, Cost] = {kind: costs.kinds[kind] for b in self.budgets for kind in b.limits}
 
     def scores(self, indices: Indices) -> Table:
         """[n] predicted scores."""

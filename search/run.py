@@ -11,7 +11,7 @@ import numpy as np
 from rich.console import Console
 
 from predictors.measuring import measure
-from search.allocation import Program
+from search.allocation import Program, reach
 from search.evolution import NSGA2
 from search.front import Candidate, Found, Front
 from search.problem import Archive, Problem
@@ -126,9 +126,8 @@ def _view(net: SuperNet, space: SearchSpace | None) -> Costs:
 def announce(problem: Problem) -> None:
     """Print, on standard error, the exact range of each limited kind and the limits in it."""
     console = Console(stderr=True, highlight=False)
-    for kind, factors in problem.kinds.items():
-        ends = np.stack([Program(problem.space, factors * sign, {}).solve({}) for sign in (1.0, -1.0)])
-        low, high = (si(float(v), UNITS.get(kind, "")) for v in factors.value(ends))
+    for kind, cost in problem.kinds.items():
+        low, high = (si(v, UNITS.get(kind, "")) for v in reach(problem.space, cost))
         limits = [f"{b.label} = {si(b.limits[kind], UNITS.get(kind, ''))}" for b in problem.budgets if kind in b.limits]
         console.print(f"{kind}: reachable {low} to {high}; budgets {', '.join(limits)}")
 
@@ -138,7 +137,7 @@ def _landmarks(problem: Problem) -> Indices:
     rows = [problem.space.smallest().row, problem.space.largest().row]
     for budget in problem.budgets:
         kinds = {kind: problem.kinds[kind] for kind in budget.limits}
-        cheapest = Program(problem.space, next(iter(kinds.values())), kinds).solve(budget.limits)
+        cheapest = Program(problem.space, Factors(), kinds).least(next(iter(kinds)), budget.limits)
         rows.append(tuple(cheapest.tolist()))
     return np.array(rows, dtype=np.int64)
 
@@ -153,7 +152,7 @@ def _spare(problem: Problem, b: int, watch: Stopwatch, sensitivity: Factors | No
     if KIND not in budget.limits:
         return []
     kinds = {kind: problem.kinds[kind] for kind in budget.limits}
-    fastest = Program(problem.space, kinds[KIND], kinds).solve(budget.limits)
+    fastest = Program(problem.space, Factors(), kinds).least(KIND, budget.limits)
     predicted = float(kinds[KIND].value(fastest[None])[0])
     watch.require(problem.space.config(fastest), predicted, budget.label, budget.limits)
     tight = [share * budget.limits[KIND] for share in MARGINS if share * budget.limits[KIND] > predicted]

@@ -44,6 +44,7 @@ supernet.elastic.stage
 supernet.elastic.layers supernet.elastic.attention supernet.elastic.norm
 supernet.elastic.streams
 supernet.elastic.wrap
+supernet.elastic.flow
 supernet.elastic.regions supernet.elastic.audit supernet.elastic.sampling
 supernet.elastic.supernet
 supernet.elastic.compiling

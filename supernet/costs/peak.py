@@ -10,15 +10,15 @@ The convention is the least that an integer runtime gets by with:
 
 Sub-byte codes are packed. Normalisation, activation and requantization happen inside the operator before them, and a
 layer that asks a site for fewer bits requantizes while it reads: none of them has a tensor of its own. A step holds
-what it reads, what it writes, and whatever a later step still reads (the shortcut across a block); it writes over
-nothing that it reads. Views (flatten, transposition) are no copies. One example, no weights, no accumulators.
+what it reads, what it writes, and whatever a later step still reads (the shortcut across a block); only an addition
+writes over what it reads. Views (flatten, transposition) are no copies. One example, no weights, no accumulators.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -75,12 +75,20 @@ def peak_activation_bytes(space: SearchSpace, steps: Sequence[Step]) -> Most:
     Steps that can never be the largest are left out: a step that runs whenever they run holds as much, whatever the
     bits.
     """
+    steps = [replace(step, active_if=_real(space, step.active_if)) for step in steps]
     tables = [_bytes(space, step) for step in steps]
     kept: list[int] = []
     for i in sorted(range(len(steps)), key=lambda i: len(steps[i].active_if)):
         if not any(_covers(steps[k], tables[k], steps[i], tables[i]) for k in kept):
             kept = [k for k in kept if not _covers(steps[i], tables[i], steps[k], tables[k])] + [i]
     return Most(tuple(_sum(space, steps[i], tables[i]) for i in sorted(kept)))
+
+
+def _real(space: SearchSpace, condition: Condition) -> Condition:
+    """A condition without what always holds."""
+    return tuple(
+        (n, allowed) for n, allowed in condition if set(allowed) < set(space.dimensions[space.position[n]].choices)
+    )
 
 
 def _bytes(space: SearchSpace, step: Step) -> dict[str, Table]:
@@ -95,9 +103,11 @@ def _bytes(space: SearchSpace, step: Step) -> dict[str, Table]:
 
 
 def _covers(big: Step, bigger: Mapping[str, Table], small: Step, smaller: Mapping[str, Table]) -> bool:
-    nothing = np.zeros(1)
+    nothing, when = np.zeros(1), dict(small.active_if)
     least = sum(float((bigger.get(g, nothing) - smaller.get(g, nothing)).min()) for g in {*bigger, *smaller})
-    return set(big.active_if) <= set(small.active_if) and least >= 0
+    return least >= 0 and all(
+        set(when.get(name, ())) <= set(allowed) and name in when for name, allowed in big.active_if
+    )
 
 
 def _sum(space: SearchSpace, step: Step, tables: Mapping[str, Table]) -> Factors:
