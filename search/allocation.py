@@ -154,7 +154,7 @@ class Program:
         return row if found is None else found
 
     def _lowest(self, limits: Mapping[str, float], within: Mapping[str, float], row: Indices) -> Indices:
-        """[d] the row, within other limits, whose largest cost relative to `limits` is smallest; `row` is one to start from.
+        """[d] the row, within other limits, whose largest cost relative to `limits` is smallest, from `row` on.
 
         Where the sums of a cost depend on its limit, the limits are brought down step by step to what the last row
         costs (Dinkelbach, Management Science 1967).

@@ -14,7 +14,7 @@ from deap import base, tools
 from numpy.typing import NDArray
 
 from supernet.cost import Costs
-from supernet.samplers.cost_first import CostFirst, tilted
+from supernet.samplers.cost_first import drawing
 from supernet.space import Indices, SearchSpace
 
 Table = NDArray[np.float64]
@@ -99,18 +99,11 @@ class NSGA2:
         return np.stack([self.costs.kinds[kind].value(rows) for kind in self.kinds], axis=1)
 
     def _initial(self, budget: NDArray[np.int64], rng: np.random.Generator) -> Indices:
-        """Rows for the given budgets: half of them near it, half spread over all costs below.
-
-        The kind drawn for is the first limited one that can be; where none can, all of the first that can be is drawn,
-        and brought within the limits afterwards.
-        """
+        """Rows for the given budgets: half of them near it, half spread over all costs below."""
         rows = self.space.sample_indices(len(budget), rng)
         for b, limits in enumerate(self.budgets):
+            sampler, limit = drawing(self.space, self.costs, limits)
             mine = np.flatnonzero(budget == b)
-            drawn = tilted(self.costs)
-            kind = next((kind for kind in limits if kind in drawn), next(iter(drawn)))
-            sampler = CostFirst(self.space, self.costs, kind=kind)
-            limit = limits.get(kind, float(sampler.edges[-1]))
             near = limit * rng.uniform(SPAN, 1.0, len(mine))
             spread = np.exp(rng.uniform(np.log(min(sampler.edges[0], limit)), np.log(limit), len(mine)))
             rows[mine] = sampler.at(np.where(np.arange(len(mine)) % 2 == 0, near, spread), rng)

@@ -15,7 +15,6 @@ from search.allocation import Program, reach
 from search.evolution import NSGA2
 from search.front import Candidate, Found, Front
 from search.problem import Archive, Problem
-from search.refine import refined
 from search.timing import KIND, Stopwatch
 from supernet.artefacts import Progress
 from supernet.artefacts import progress as show_progress
@@ -93,12 +92,13 @@ def search(
     made = (algorithm or NSGA2)(
         space=problem.space,
         costs=problem.costs,
-        budgets=[b.limits for b in problem.budgets],
+        budgets=problem.targets,
         seeds=np.unique(np.concatenate(known), axis=0),
         population=population,
     )
     archive = Archive(problem)
     interrupted = _evolve(problem, made, archive, generations, population, rng, progress)
+    archive.check()
     chosen = [_distinct([*archive.top(b, candidates), *controls[b].values(), *spare[b]]) for b in range(n)]
     measured: dict[str, float] = {}
     if task is not None and not interrupted:
@@ -118,9 +118,7 @@ def _view(net: SuperNet, space: SearchSpace | None) -> Costs:
         raise ValueError(
             f"space {space.fingerprint} is no view of the supernet's {net.fingerprint}; make it with net.space.restrict"
         )
-    costs = Costs(space, net.costs.layers)
-    costs.kinds = net.costs.kinds
-    return costs
+    return net.costs.view(space)
 
 
 def announce(problem: Problem) -> None:
@@ -136,9 +134,7 @@ def _landmarks(problem: Problem) -> Indices:
     """Smallest, largest, and the cheapest row within each budget; ValueError where its limits contradict each other."""
     rows = [problem.space.smallest().row, problem.space.largest().row]
     for budget in problem.budgets:
-        kinds = {kind: problem.kinds[kind] for kind in budget.limits}
-        cheapest = Program(problem.space, Factors(), kinds).least(next(iter(kinds)), budget.limits)
-        rows.append(tuple(cheapest.tolist()))
+        rows.append(tuple(problem.cheapest(budget).tolist()))
     return np.array(rows, dtype=np.int64)
 
 
@@ -172,10 +168,12 @@ def _controls(problem: Problem, sensitivity: Factors | None, rng: np.random.Gene
         named: dict[str, Indices] = {}
         fits = problem.within(budget, uniform)
         if fits.any():
-            named["uniform"] = uniform[np.argmax(np.where(fits, scores, -np.inf))]
+            named["uniform"] = uniform[np.argmax(np.where(fits, problem.goal(budget, uniform, scores), -np.inf))]
         if program:
-            optimum = program.solve(budget.limits)[None]
-            named["integer_program"] = fill(problem.space, optimum, budget.limits, problem.kinds, rng)[0]
+            optimum = problem.allocated(budget, program)[None]
+            if budget.floor is None:
+                optimum = fill(problem.space, optimum, budget.limits, problem.kinds, rng)
+            named["integer_program"] = optimum[0]
         controls.append(named)
     return controls
 
@@ -225,9 +223,8 @@ def _refinements(problem: Problem, archive: Archive, rows: Indices) -> Indices:
         starts = list(archive.top(b, 1))
         fits = problem.within(budget, rows)
         if fits.any():
-            starts.append(rows[np.argmax(np.where(fits, scores, -np.inf))])
-        for start in _distinct(starts):
-            ends.append(refined(problem.space, start, budget.limits, problem.kinds, problem.scores))
+            starts.append(rows[np.argmax(np.where(fits, problem.goal(budget, rows, scores), -np.inf))])
+        ends += [problem.improved(budget, start) for start in _distinct(starts)]
     return np.unique(np.array(ends, dtype=np.int64).reshape(-1, len(problem.space)), axis=0)
 
 
@@ -292,7 +289,7 @@ def _winner(
             _candidate(problem, row, measured) for row in _landmarks(problem) if problem.within(budget, row[None])[0]
         ]
     known = [c for c in pool if c.measured is not None] or pool
-    known.sort(key=lambda c: (c.measured or 0.0, c.predicted[0], -c.costs[next(iter(budget.limits))]), reverse=True)
+    known.sort(key=lambda c: budget.rank(c.measured, c.predicted[0], c.costs), reverse=True)
     best = watch.first(known, budget.limits) or watch.first(pool, budget.limits)
     assert best is not None, "the fastest row is among them"
     slack = {kind: max(0.0, 1 - best.costs[kind] / limit) for kind, limit in budget.limits.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 import re
@@ -56,6 +57,12 @@ class Costs:
         }
         if steps:
             self.kinds["peak_activation_bytes"] = peak_activation_bytes(space, steps)
+
+    def view(self, space: SearchSpace) -> Costs:
+        """The same kinds for a view of the space: uniform bits and ends of ranges are the view's."""
+        viewed = copy.copy(self)
+        viewed.space = space
+        return viewed
 
     def of(self, config: SubnetConfig | Sequence[int] | Indices) -> dict[str, float]:
         """Every cost of one subnet, by kind, in the kind's unit."""

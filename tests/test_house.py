@@ -76,6 +76,8 @@ predictors.measuring
 predictors.pairs
 predictors
 search
+search.allocation search.refine
+search.problem
 search.timing
 search.run
 supernet.guide

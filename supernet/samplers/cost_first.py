@@ -8,6 +8,7 @@ architecture per target.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -146,6 +147,18 @@ class CostFirst:
 def tilted(costs: Costs) -> dict[str, Factors]:
     """The kinds of cost that are sums of lookups, which can be drawn for."""
     return {kind: cost for kind, cost in costs.kinds.items() if isinstance(cost, Factors)}
+
+
+def drawing(space: SearchSpace, costs: Costs, limits: Mapping[str, float]) -> tuple[CostFirst, float]:
+    """A sampler for rows near some limits, and the largest cost that it should be asked for.
+
+    It draws for the first limited kind that can be drawn for. Where none can (a maximum, an average), for the first of
+    all that can, up to the largest cost; the rows then have to be brought within the limits.
+    """
+    can = tilted(costs)
+    kind = next((kind for kind in limits if kind in can), next(iter(can)))
+    sampler = CostFirst(space, costs, kind=kind)
+    return sampler, limits.get(kind, float(sampler.edges[-1]))
 
 
 class Block:
