@@ -47,6 +47,11 @@ class Additive:
         self.options: dict[str, Any] = {}
         self.tensors: dict[str, Tensor] = {}
 
+    @property
+    def ranks_only(self) -> bool:
+        """Whether predictions order subnets and mean nothing else."""
+        return "line" not in self.tensors
+
     def _log(self, indices: Indices) -> Table:
         return np.log(np.maximum(self.sensitivity.value(self.space.canonical(indices)), TINY))
 
@@ -71,7 +76,7 @@ class Additive:
 
     def predict(self, indices: Indices) -> tuple[Table, Table]:
         """Mean [n] and standard deviation [n] of the score of rows [n, d]."""
-        if "line" not in self.tensors:
+        if self.ranks_only:
             return -self.sensitivity.value(self.space.canonical(indices)), np.zeros(len(indices))
         slope, offset, std = self.tensors["line"].tolist()
         return offset - slope * self._log(indices), np.full(len(indices), std)

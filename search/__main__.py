@@ -34,6 +34,7 @@ def main(cfg: DictConfig) -> None:
     from omegaconf import OmegaConf
 
     from search.front import save_front
+    from search.problem import read
     from search.run import search
     from supernet.config import build
     from supernet.run import load
@@ -49,7 +50,7 @@ def main(cfg: DictConfig) -> None:
     assert run.task is not None  # a run without one is refused by load
     space, seconds = probed(run, budgets, settings, tuple(cfg.trust))
     for budget in budgets:
-        run.net.costs.parse(budget)  # before anything is measured
+        read(run.net.costs.view(space or run.net.space), budget)  # before anything is measured
     run.net.compile(str(cfg.compile), passes="evaluation")
     measure = build(settings["sensitivity"], trusted=tuple(cfg.trust))
     sensitivity = measure(run.net, run.task.recalibrate(cfg.recalibrate_images))

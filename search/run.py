@@ -10,19 +10,18 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from predictors.measuring import InProcess
-from search.allocation import Program
+from predictors.measuring import measure
+from search.allocation import Program, reach
 from search.evolution import NSGA2
 from search.front import Candidate, Found, Front
 from search.problem import Archive, Problem
-from search.refine import refined
 from search.timing import KIND, Stopwatch
 from supernet.artefacts import Progress
 from supernet.artefacts import progress as show_progress
 from supernet.config import SubnetConfig, si
 from supernet.cost import UNITS, Costs, Factors, fill
 from supernet.elastic.supernet import SuperNet
-from supernet.interfaces import Engine, Predictor, SearchAlgorithm, Task
+from supernet.interfaces import Predictor, SearchAlgorithm, Task
 from supernet.space import Indices, SearchSpace, magnitude
 
 log = logging.getLogger(__name__)
@@ -49,7 +48,6 @@ def search(
     recalibrate_images: int | None = None,
     select_images: int | None = None,
     seconds: Callable[[SubnetConfig], float] | None = None,
-    engine: Engine | None = None,
     progress: bool = True,
 ) -> Front:
     """The best subnet within each budget; all budgets are searched at once, and nothing over a limit is returned.
@@ -72,7 +70,6 @@ def search(
         algorithm: makes the search algorithm when called with space, costs, budgets, seeds and population; None: NSGA2.
         recalibrate_images, select_images: images for re-evaluation; None: all.
         seconds: measures a subnet as a whole; under a budget of latency, candidates that take longer are dropped.
-        engine: how subnets are measured; None: one after the other, in this process.
         progress: show progress and, before the search, what the budgets can reach.
 
     Raises:
@@ -95,17 +92,18 @@ def search(
     made = (algorithm or NSGA2)(
         space=problem.space,
         costs=problem.costs,
-        budgets=[b.limits for b in problem.budgets],
+        budgets=problem.targets,
         seeds=np.unique(np.concatenate(known), axis=0),
         population=population,
     )
     archive = Archive(problem)
     interrupted = _evolve(problem, made, archive, generations, population, rng, progress)
+    archive.check()
     chosen = [_distinct([*archive.top(b, candidates), *controls[b].values(), *spare[b]]) for b in range(n)]
     measured: dict[str, float] = {}
     if task is not None and not interrupted:
         data = list(task.recalibrate(recalibrate_images)), list(task.select(select_images))
-        interrupted = _measure_all(net, problem.space, chosen, data, measured, engine or InProcess(), progress)
+        interrupted = _measure_all(net, problem.space, chosen, data, measured, progress)
     found = [_winner(problem, b, chosen[b], controls[b], measured, interrupted, watch) for b in range(n)]
     rows, values = made.front()
     costs = {kind: values[:, 1 + k] for k, kind in enumerate(problem.kinds)}
@@ -120,17 +118,14 @@ def _view(net: SuperNet, space: SearchSpace | None) -> Costs:
         raise ValueError(
             f"space {space.fingerprint} is no view of the supernet's {net.fingerprint}; make it with net.space.restrict"
         )
-    costs = Costs(space, net.costs.layers)
-    costs.kinds = net.costs.kinds
-    return costs
+    return net.costs.view(space)
 
 
 def announce(problem: Problem) -> None:
     """Print, on standard error, the exact range of each limited kind and the limits in it."""
     console = Console(stderr=True, highlight=False)
-    for kind, factors in problem.kinds.items():
-        ends = np.stack([Program(problem.space, factors * sign, {}).solve({}) for sign in (1.0, -1.0)])
-        low, high = (si(float(v), UNITS.get(kind, "")) for v in factors.value(ends))
+    for kind, cost in problem.kinds.items():
+        low, high = (si(v, UNITS.get(kind, "")) for v in reach(problem.space, cost))
         limits = [f"{b.label} = {si(b.limits[kind], UNITS.get(kind, ''))}" for b in problem.budgets if kind in b.limits]
         console.print(f"{kind}: reachable {low} to {high}; budgets {', '.join(limits)}")
 
@@ -139,9 +134,7 @@ def _landmarks(problem: Problem) -> Indices:
     """Smallest, largest, and the cheapest row within each budget; ValueError where its limits contradict each other."""
     rows = [problem.space.smallest().row, problem.space.largest().row]
     for budget in problem.budgets:
-        kinds = {kind: problem.kinds[kind] for kind in budget.limits}
-        cheapest = Program(problem.space, next(iter(kinds.values())), kinds).solve(budget.limits)
-        rows.append(tuple(cheapest.tolist()))
+        rows.append(tuple(problem.cheapest(budget).tolist()))
     return np.array(rows, dtype=np.int64)
 
 
@@ -155,7 +148,7 @@ def _spare(problem: Problem, b: int, watch: Stopwatch, sensitivity: Factors | No
     if KIND not in budget.limits:
         return []
     kinds = {kind: problem.kinds[kind] for kind in budget.limits}
-    fastest = Program(problem.space, kinds[KIND], kinds).solve(budget.limits)
+    fastest = Program(problem.space, Factors(), kinds).least(KIND, budget.limits)
     predicted = float(kinds[KIND].value(fastest[None])[0])
     watch.require(problem.space.config(fastest), predicted, budget.label, budget.limits)
     tight = [share * budget.limits[KIND] for share in MARGINS if share * budget.limits[KIND] > predicted]
@@ -175,10 +168,12 @@ def _controls(problem: Problem, sensitivity: Factors | None, rng: np.random.Gene
         named: dict[str, Indices] = {}
         fits = problem.within(budget, uniform)
         if fits.any():
-            named["uniform"] = uniform[np.argmax(np.where(fits, scores, -np.inf))]
+            named["uniform"] = uniform[np.argmax(np.where(fits, problem.goal(budget, uniform, scores), -np.inf))]
         if program:
-            optimum = program.solve(budget.limits)[None]
-            named["integer_program"] = fill(problem.space, optimum, budget.limits, problem.kinds, rng)[0]
+            optimum = problem.allocated(budget, program)[None]
+            if budget.floor is None:
+                optimum = fill(problem.space, optimum, budget.limits, problem.kinds, rng)
+            named["integer_program"] = optimum[0]
         controls.append(named)
     return controls
 
@@ -228,9 +223,8 @@ def _refinements(problem: Problem, archive: Archive, rows: Indices) -> Indices:
         starts = list(archive.top(b, 1))
         fits = problem.within(budget, rows)
         if fits.any():
-            starts.append(rows[np.argmax(np.where(fits, scores, -np.inf))])
-        for start in _distinct(starts):
-            ends.append(refined(problem.space, start, budget.limits, problem.kinds, problem.scores))
+            starts.append(rows[np.argmax(np.where(fits, problem.goal(budget, rows, scores), -np.inf))])
+        ends += [problem.improved(budget, start) for start in _distinct(starts)]
     return np.unique(np.array(ends, dtype=np.int64).reshape(-1, len(problem.space)), axis=0)
 
 
@@ -263,18 +257,17 @@ def _measure_all(
     chosen: Sequence[Sequence[Indices]],
     data: tuple[list[Any], list[Any]],
     measured: dict[str, float],
-    engine: Engine,
     progress: bool,
 ) -> bool:
     """Fill in accuracy by subnet id, each subnet once, budgets in turn; True if stopped by hand."""
     longest = max(map(len, chosen))
     queue = [rows[i] for i in range(longest) for rows in chosen if i < len(rows)]
-    configs = list({config.id: config for config in map(space.config, queue)}.values())
+    configs = {config.id: config for config in map(space.config, queue)}
     with _interruptible() as state, _bar("measuring candidates", len(configs), progress) as bar:
-        for at, right, _ in engine(net, configs, *data):
-            measured[configs[at].id] = float(right.mean())
+        for config in configs.values():
+            measured[config.id] = measure(net, config, *data)
             if bar:
-                bar.advance(note=f"{measured[configs[at].id]:.1%}")
+                bar.advance(note=f"{measured[config.id]:.1%}")
     return state["interrupted"]
 
 
@@ -296,7 +289,7 @@ def _winner(
             _candidate(problem, row, measured) for row in _landmarks(problem) if problem.within(budget, row[None])[0]
         ]
     known = [c for c in pool if c.measured is not None] or pool
-    known.sort(key=lambda c: (c.measured or 0.0, c.predicted[0], -c.costs[next(iter(budget.limits))]), reverse=True)
+    known.sort(key=lambda c: budget.rank(c.measured, c.predicted[0], c.costs), reverse=True)
     best = watch.first(known, budget.limits) or watch.first(pool, budget.limits)
     assert best is not None, "the fastest row is among them"
     slack = {kind: max(0.0, 1 - best.costs[kind] / limit) for kind, limit in budget.limits.items()}

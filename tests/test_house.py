@@ -33,7 +33,9 @@ ORDER = """
 supernet conf supernet.artefacts
 supernet.config
 supernet.space
-supernet.formats supernet.quant.ste supernet.cost
+supernet.formats supernet.quant.ste supernet.factors
+supernet.costs
+supernet.cost
 supernet.interfaces
 supernet.quant.ranges
 supernet.quant.quantizer
@@ -42,6 +44,7 @@ supernet.elastic.stage
 supernet.elastic.layers supernet.elastic.attention supernet.elastic.norm
 supernet.elastic.streams
 supernet.elastic.wrap
+supernet.elastic.flow
 supernet.elastic.regions supernet.elastic.audit supernet.elastic.sampling
 supernet.elastic.supernet
 supernet.elastic.compiling
@@ -80,6 +83,8 @@ search.variation search.allocation
 search.keeping
 search.climb
 search
+search.allocation search.refine
+search.problem
 search.timing
 search.run
 supernet.guide
