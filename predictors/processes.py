@@ -78,14 +78,15 @@ class _Processes:
 
     def hire(self) -> int:
         context, worker = multiprocessing.get_context("spawn"), next(self.numbers)
-        self.links[worker], theirs = context.Pipe()
-        self.processes[worker] = context.Process(target=_work, args=(theirs,), daemon=True)
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited: Ctrl-C is this process's affair
         try:
-            self.processes[worker].start()
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_work, args=(theirs,), daemon=True)
+            process.start()
+            theirs.close()
+            self.links[worker], self.processes[worker] = ours, process
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        theirs.close()
         self._send(worker, str(self.file))
         return worker
 

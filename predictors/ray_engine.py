@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 import os
@@ -126,8 +127,9 @@ class _Actors:
     def close(self) -> None:
         actors, self.actors, self.waiting, self.goods = list(self.actors.values()), {}, {}, []
         if self.ray.is_initialized():
-            for actor in actors:
-                self.ray.kill(actor)
+            with contextlib.suppress(self.ray.exceptions.RayError):  # what has gone by itself
+                for actor in actors:
+                    self.ray.kill(actor)
             if self.ours:
                 self.ray.shutdown()
         self.ours = False
