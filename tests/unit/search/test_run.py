@@ -5,7 +5,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-import search.run
 from predictors.additive import Additive
 from search.front import load_front, save_front
 from search.run import search as run_search
