@@ -7,6 +7,7 @@ import multiprocessing
 import pickle
 import signal
 import tempfile
+import time
 import weakref
 from collections.abc import Iterator, Sequence
 from itertools import count
@@ -21,6 +22,9 @@ from predictors.crew import Ask, Bench, Death, Measured, checked, deal, processo
 from supernet.config import SubnetConfig
 from supernet.elastic.supernet import SuperNet
 from supernet.interfaces import Batch
+
+GRACE = 1.0
+"""Seconds that processes have to leave in order, with what they have started themselves, before they are killed."""
 
 
 class InProcesses:
@@ -117,8 +121,11 @@ class _Processes:
         self.links.pop(worker).close()
 
     def close(self) -> None:
+        for link in self.links.values():
+            link.close()  # who waits for a subnet leaves by itself
+        end = time.monotonic() + GRACE
         for process in self.processes.values():
-            process.kill()
+            process.join(max(0.0, end - time.monotonic()))
         for worker in list(self.processes):
             self.dismiss(worker)
         if self.folder:
