@@ -11,6 +11,7 @@ import time
 import weakref
 from collections.abc import Iterator, Sequence
 from itertools import count
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
@@ -82,6 +83,7 @@ class _Processes:
 
     def hire(self) -> int:
         context, worker = multiprocessing.get_context("spawn"), next(self.numbers)
+        resource_tracker.ensure_running()  # the first process would start it, which unblocks what is blocked here
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited: Ctrl-C is this process's affair
         try:
             ours, theirs = context.Pipe()
