@@ -135,6 +135,8 @@ def deal(
         busy: dict[int, int | None] = dict.fromkeys(crew.start(bench, workers, left)) if asks else {}
         while left:
             worker, answer = crew.report()
+            if worker not in busy:  # it died with nothing to do
+                continue
             at = busy.pop(worker)
             if isinstance(answer, Exception):
                 raise answer

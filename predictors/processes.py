@@ -7,9 +7,11 @@ import multiprocessing
 import pickle
 import signal
 import tempfile
+import time
 import weakref
 from collections.abc import Iterator, Sequence
 from itertools import count
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
@@ -21,6 +23,9 @@ from predictors.crew import Ask, Bench, Death, Measured, checked, deal, processo
 from supernet.config import SubnetConfig
 from supernet.elastic.supernet import SuperNet
 from supernet.interfaces import Batch
+
+GRACE = 1.0
+"""Seconds that processes have to leave in order, with what they have started themselves, before they are killed."""
 
 
 class InProcesses:
@@ -78,14 +83,16 @@ class _Processes:
 
     def hire(self) -> int:
         context, worker = multiprocessing.get_context("spawn"), next(self.numbers)
-        self.links[worker], theirs = context.Pipe()
-        self.processes[worker] = context.Process(target=_work, args=(theirs,), daemon=True)
+        resource_tracker.ensure_running()  # the first process would start it, which unblocks what is blocked here
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited: Ctrl-C is this process's affair
         try:
-            self.processes[worker].start()
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_work, args=(theirs,), daemon=True)
+            process.start()
+            theirs.close()
+            self.links[worker], self.processes[worker] = ours, process
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        theirs.close()
         self._send(worker, str(self.file))
         return worker
 
@@ -116,8 +123,11 @@ class _Processes:
         self.links.pop(worker).close()
 
     def close(self) -> None:
+        for link in self.links.values():
+            link.close()  # who waits for a subnet leaves by itself
+        end = time.monotonic() + GRACE
         for process in self.processes.values():
-            process.kill()
+            process.join(max(0.0, end - time.monotonic()))
         for worker in list(self.processes):
             self.dismiss(worker)
         if self.folder:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 import os
 import re
+import socket
 import sys
 import warnings
 import weakref
@@ -126,8 +128,9 @@ class _Actors:
     def close(self) -> None:
         actors, self.actors, self.waiting, self.goods = list(self.actors.values()), {}, {}, []
         if self.ray.is_initialized():
-            for actor in actors:
-                self.ray.kill(actor)
+            with contextlib.suppress(self.ray.exceptions.RayError):  # what has gone by itself
+                for actor in actors:
+                    self.ray.kill(actor)
             if self.ours:
                 self.ray.shutdown()
         self.ours = False
@@ -142,8 +145,9 @@ class _Actors:
             cpus = workers * threads if workers else max(threads, processors())
             settings = {"address": "local", "num_cpus": cpus, "include_dashboard": False}
         try:
+            _knock(self.address)
             self.ray.init(**settings, log_to_driver=False, logging_level=logging.ERROR)
-        except (ConnectionError, RuntimeError, self.ray.exceptions.RayError) as error:
+        except (OSError, RuntimeError, self.ray.exceptions.RayError) as error:
             raise ConnectionError(
                 f"no Ray cluster at {self.address or 'this machine'}: {_line(error)}; start one with "
                 "`ray start --head`, or leave engine.address=null for one of this run's own"
@@ -198,6 +202,15 @@ def _tensor(x: Any) -> Tensor:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # and nobody writes to it
         return x if isinstance(x, Tensor) else torch.from_numpy(x)
+
+
+def _knock(address: str | None) -> None:
+    """OSError where nobody listens at host:port; Ray itself goes on trying for minutes."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if host:
+        if not port.isdecimal():
+            raise ValueError(f"the address of a Ray cluster is auto or host:port, got {address!r}")
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 def _line(error: BaseException) -> str:

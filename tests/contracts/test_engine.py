@@ -154,6 +154,14 @@ class TestEngine:
         assert len(pairs) == len(whole) == 9
         assert {r["id"]: r for r in pairs} == {r["id"]: r for r in whole}
 
+    def test_a_measurement_that_fails_names_its_subnet_in_one_line(self, engine, net, images, configs):
+        wrong = [(torch.zeros(4, 3, 8, 8), torch.zeros(4, dtype=torch.int64))]
+        with pytest.raises(RuntimeError, match=r"RuntimeError: .*channels") as caught:
+            list(engine(net, configs[3:4], images[0], wrong))
+        assert str(caught.value).startswith(f"subnet {configs[3].id} could not be measured: ")
+        assert "\n" not in str(caught.value)
+
+    @pytest.mark.slow
     def test_a_subnet_that_kills_every_worker_is_named_and_the_others_are_kept(
         self, engine, net, images, fatal, tmp_path, request
     ):
@@ -170,10 +178,3 @@ class TestEngine:
         assert sorted(r["id"] for r in plain(path)) == sorted(
             net.space.config(row).id for row in others.indices if tuple(row) != victim.row
         )
-
-    def test_a_measurement_that_fails_names_its_subnet_in_one_line(self, engine, net, images, configs):
-        wrong = [(torch.zeros(4, 3, 8, 8), torch.zeros(4, dtype=torch.int64))]
-        with pytest.raises(RuntimeError, match=r"RuntimeError: .*channels") as caught:
-            list(engine(net, configs[3:4], images[0], wrong))
-        assert str(caught.value).startswith(f"subnet {configs[3].id} could not be measured: ")
-        assert "\n" not in str(caught.value)

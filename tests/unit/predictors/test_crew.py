@@ -20,7 +20,7 @@ class Players:
 
     def __init__(self, rng, mortality=0.0, fatal=(), silent=()):
         self.rng, self.mortality, self.fatal, self.silent = rng, mortality, set(fatal), set(silent)
-        self.numbers, self.has, self.given = count(), {}, Counter()
+        self.numbers, self.has, self.idle, self.given = count(), {}, set(), Counter()
         self.started, self.closed, self.dismissed, self.hired = 0, 0, [], 0
 
     def start(self, bench, workers, asks):
@@ -35,14 +35,18 @@ class Players:
 
     def give(self, worker, ask):
         assert worker not in self.has, "a worker has one subnet at a time"
+        self.idle.discard(worker)
         self.has[worker] = ask
         self.given[ask.id] += 1
 
     def report(self):
+        if self.idle and self.rng.random() < self.mortality:
+            return self.idle.pop(), Death("killed by SIGKILL")
         worker = self.rng.choice([w for w in self.has if w not in self.silent])
         ask = self.has.pop(worker)
         if (ask and ask.id in self.fatal) or self.rng.random() < self.mortality:
             return worker, Death("killed by SIGKILL")
+        self.idle.add(worker)
         return worker, (np.array([ask.row[0] % 2 == 0]), 0.1) if ask else None
 
     def dismiss(self, worker):

@@ -1,6 +1,7 @@
 """What is special to Ray: the extra, clusters that are not there or too small, and clusters that are not ours."""
 
 import gc
+import socket
 import sys
 from collections.abc import Iterator
 
@@ -64,9 +65,16 @@ def test_a_cluster_that_is_there_is_taken_and_left_running(cluster, net, task, r
     assert cluster.is_initialized() and cluster.get(cluster.put(7)) == 7
 
 
-@pytest.mark.slow
 def test_no_cluster_at_an_address_is_one_line(net, task):
     pytest.importorskip("ray", reason="needs the extra elastibit[ray]")
-    engine = OnRay(address="127.0.0.1:9")
-    with pytest.raises(ConnectionError, match=r"^no Ray cluster at 127.0.0.1:9: .*; start one with `ray start --head`"):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and nobody listens
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        engine = OnRay(address=address)
+        with pytest.raises(
+            ConnectionError, match=rf"^no Ray cluster at {address}: .*; start one with `ray start --head`"
+        ):
+            list(engine(net, [net.space.largest()], task.recalibrate(), task.select()))
+    engine = OnRay(address="head:ray")
+    with pytest.raises(ValueError, match="auto or host:port, got 'head:ray'"):
         list(engine(net, [net.space.largest()], task.recalibrate(), task.select()))

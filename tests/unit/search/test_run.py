@@ -5,7 +5,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-import search.run
 from predictors.additive import Additive
 from search.front import load_front, save_front
 from search.run import search as run_search
@@ -167,16 +166,17 @@ def test_uniform_controls_are_the_best_that_fit(short, sensitivity, rng):
     assert "uniform" not in found[1].controls
 
 
-def test_measured_accuracy_decides_where_there_is_a_task(short, sensitivity, rng, monkeypatch):
+def test_measured_accuracy_decides_where_there_is_a_task(short, sensitivity, rng):
     space, costs = short
     objective = sensitivity(space, costs.layers, rng)
     seen = []
 
-    def measure(net, config, recalibration, batches):
-        seen.append(config.id)
-        return 0.9 if config == space.uniform("w4a4") else 0.5
+    def engine(net, configs, recalibration, batches):
+        assert (recalibration, batches) == (["r"], ["s"])
+        for at, config in reversed(list(enumerate(configs))):
+            seen.append(config.id)
+            yield at, np.arange(10) < (9 if config == space.uniform("w4a4") else 5), 0.1
 
-    monkeypatch.setattr(search.run, "measure", measure)
     task = SimpleNamespace(recalibrate=lambda n: ["r"], select=lambda n: ["s"])
     found = run_search(
         net_of(space, costs),
@@ -184,6 +184,7 @@ def test_measured_accuracy_decides_where_there_is_a_task(short, sensitivity, rng
         [{"bitops": "w4a4"}, {"bitops": "w5a5"}],
         rng,
         task=task,
+        engine=engine,
         sensitivity=objective,
         candidates=3,
         generations=2,
