@@ -63,12 +63,13 @@ def nodes(only: str, images: int) -> dict[str, dict[str, Any]]:
     import conf
 
     folder = Path(str(conf.__file__)).parent / "sensitivity"
-    found = {path.stem: OmegaConf.to_container(OmegaConf.load(path)) for path in sorted(folder.glob("*.yaml"))}
+    loaded = {path.stem: OmegaConf.to_container(OmegaConf.load(path)) for path in sorted(folder.glob("*.yaml"))}
+    found = {name: node for name, node in loaded.items() if isinstance(node, dict)}
     wanted = [name for name in only.split(",") if name] or list(found)
     unknown = [name for name in wanted if name not in found]
     if unknown:
         raise ValueError(f"no sensitivity {unknown[0]!r}; there are {', '.join(found)}")
-    return {name: dict(found[name]) | {"images": images} for name in wanted}  # type: ignore[call-overload]
+    return {name: {str(key): value for key, value in found[name].items()} | {"images": images} for name in wanted}
 
 
 def measured(run: Run, pairs: Pairs, options: argparse.Namespace) -> tuple[dict[str, Table], dict[str, float]]:

@@ -165,7 +165,7 @@ def _numbered(name: str) -> list[str]:
 def stand_ins(operand: Operand, bits: Sequence[int]) -> dict[int, int]:
     """For each choice of those bits the choice that is measured in its place."""
     choices = operand.quantizer.choices
-    usual = {}
+    usual: dict[int, int] = {}
     for number in bits:
         same = [k for k, choice in enumerate(choices) if choice.bits == number]
         if same:
