@@ -30,6 +30,7 @@ _NAMES = {
     "SubnetConfig": "supernet.config:SubnetConfig",
     "SuperNet": "supernet.elastic.supernet:SuperNet",
     "collect": "predictors.pairs:collect",
+    "constrained": "search.views:constrained",
     "export": "supernet.export.bundle:export",
     "export_bits": "supernet.export.bit_maps:export_bits",
     "fit_predictor": "predictors.accuracy:fit_predictor",

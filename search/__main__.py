@@ -36,6 +36,7 @@ def main(cfg: DictConfig) -> None:
     from search.front import save_front
     from search.problem import read
     from search.run import search
+    from search.views import constrained, pins
     from supernet.config import build
     from supernet.run import load
 
@@ -49,6 +50,8 @@ def main(cfg: DictConfig) -> None:
     run = load(cfg.run, trusted=tuple(cfg.trust))
     assert run.task is not None  # a run without one is refused by load
     space, seconds = probed(run, budgets, settings, tuple(cfg.trust))
+    if settings["tie"] or settings["pin"]:
+        space = constrained(run.net, settings["tie"], pins(settings["pin"]), space)
     for budget in budgets:
         read(run.net.costs.view(space or run.net.space), budget)  # before anything is measured
     run.net.compile(str(cfg.compile), passes="evaluation")

@@ -70,8 +70,10 @@ def read(costs: Costs, budget: Mapping[str, str | float]) -> tuple[dict[str, flo
     floor = _floor(typed.pop(FLOOR)) if isinstance(typed, dict) and FLOOR in typed else None
     if floor is not None and not typed:
         return {CHEAP: reach(costs.space, costs.kinds[CHEAP])[1]}, floor
-    limits = costs.parse(typed)
-    if len(limits) > 1:
+    limits = costs.limits(typed)
+    if len(limits) == 1:
+        costs.check(limits)
+    else:
         Program(costs.space, Factors(), {kind: costs.kinds[kind] for kind in limits}).solve(limits)
     return limits, floor
 

@@ -118,18 +118,22 @@ class Costs:
                     "raise the budget to that or more"
                 )
 
-    def parse(self, budget: Mapping[str, str | float]) -> dict[str, float]:
-        """Limits by kind, in the kind's unit, checked against what can be reached.
+    def limits(self, budget: Mapping[str, str | float]) -> dict[str, float]:
+        """Limits by kind, in the kind's unit.
 
         Raises:
-            ValueError: not a mapping kind -> limit, an unknown kind, an unreadable or unreachable limit.
+            ValueError: not a mapping kind -> limit, an unknown kind, an unreadable limit.
         """
         if not isinstance(budget, Mapping) or not budget:
             raise ValueError(
                 f"a budget is a mapping kind -> limit, e.g. {{'bitops': 'w4a4'}}, with a kind of "
                 f"{', '.join(self.kinds)}; got {budget!r}"
             )
-        limits = {kind: self.limit(kind, text) for kind, text in budget.items()}
+        return {kind: self.limit(kind, text) for kind, text in budget.items()}
+
+    def parse(self, budget: Mapping[str, str | float]) -> dict[str, float]:
+        """`limits`, each checked for itself against what can be reached; ValueError where it cannot."""
+        limits = self.limits(budget)
         self.check(limits)
         return limits
 

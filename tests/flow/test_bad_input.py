@@ -80,7 +80,10 @@ class TestBudgets:
         ("words", "parts"),
         [
             (["budget.bitops=1k"], ["no subnet has bitops <= 1 kBitOps", "the smallest reaches"]),
-            (["budget.bytes=3B", "budget.bitops=w8a8"], ["bytes <= 3 B", "the smallest reaches", "kB"]),
+            (["budget.bytes=3B", "budget.bitops=w8a8"], ["bytes <= 3 B", "the nearest has", "kB", "times the limit"]),
+            (["budget.accuracy=88"], ["a share between 0 and 1", "got 88"]),
+            (["budget.bitops=w8a8", "tie=[shortcut]"], ["tie is a list of shortcuts", "got 'shortcut'"]),
+            (["budget.bitops=w8a8", "pin=[nothing:8]"], ["pin 'nothing': 8 pins nothing"]),
             (["budget=w3a3"], ["names its kind", "budget.bitops=w4a4", "'w3a3'"]),
             (["budgets=[w3a3]"], ["names its kind", "budgets=[{bitops: w4a4}]"]),
             (["budget.energy=3"], ["budget.energy"]),
