@@ -86,9 +86,11 @@ class Measurer:
         recalibrate_images, select_images: images used of each part; None: all.
         out: a file that holds what is known, one record for each line; None keeps it in memory only. Several
             measurers may share a file one after the other, not at the same time.
+        reuse: further files of records; those of this space, these weights and these numbers of images are known too.
         engine: how subnets are measured; None: in this process.
 
     Attributes:
+        origin: what a record of this measurer says of space, weights and images.
         records: subnet id -> record.
 
     Raises:
@@ -103,6 +105,7 @@ class Measurer:
         recalibrate_images: int | None = None,
         select_images: int | None = None,
         out: Path | str | None = None,
+        reuse: Iterable[Path | str] = (),
         engine: Engine | None = None,
     ) -> None:
         self.net, self.out, self.engine = net, out, engine or InProcess()
@@ -118,7 +121,7 @@ class Measurer:
         }
         known = read_jsonl(out) if out and Path(out).exists() else []
         check(known, self.origin, out or "the pairs")
-        self.records: dict[str, dict[str, Any]] = {str(r["id"]): r for r in known}
+        self.records: dict[str, dict[str, Any]] = agreeing(reuse, self.origin) | {str(r["id"]): r for r in known}
 
     def __call__(self, configs: Iterable[SubnetConfig]) -> Iterator[dict[str, Any]]:
         """The record of each subnet: first of those that are known, then of the others as soon as each is measured."""
@@ -145,6 +148,19 @@ class Measurer:
             "costs": self.net.costs.of(config),
             "measured": {"seconds": round(seconds, 4)},
         }
+
+
+def agreeing(paths: Iterable[Path | str], origin: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Records by subnet id that some files hold of one origin; records of others, and files that are not there, are
+    passed over.
+
+    Where `origin` does not say how many images, the records are those that were measured on the most of select.
+    """
+    found = [record for path in paths if Path(path).is_file() for record in read_jsonl(path)]
+    found = [r for r in found if {"id", "row", "score", "images"} <= r.keys()]
+    found = [r for r in found if all(r.get(key) == value for key, value in origin.items())]
+    most = max((r["images"]["select"] for r in found), default=0)
+    return {str(r["id"]): r for r in found if r["images"]["select"] == most}
 
 
 def check(records: Iterable[Mapping[str, Any]], origin: Mapping[str, Any], path: Path | str) -> None:

@@ -73,7 +73,9 @@ predictors.measuring
 predictors.pairs
 predictors
 search
-search.timing
+search.controls search.timing search.evolving
+search.verdict
+search.candidates
 search.run
 supernet.guide
 supernet.desk
