@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,19 +11,20 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from supernet.artefacts import append_jsonl, read_jsonl
 from supernet.calibration.batchnorm import recalibrated
 from supernet.config import SubnetConfig
 from supernet.elastic.supernet import SuperNet
 from supernet.interfaces import Batch, Engine, Task
+from supernet.run import weights_digest as weights_digest
 from supernet.space import Indices
 
 
 @torch.no_grad()
-def outcomes(net: SuperNet, batches: Iterable[Batch]) -> NDArray[np.bool_]:
-    """[images] whether the active subnet classifies each image right, in order."""
+def outcomes(net: nn.Module, batches: Iterable[Batch]) -> NDArray[np.bool_]:
+    """[images] whether a module, or the active subnet of a supernet, classifies each image right, in order."""
     device, was = next(net.parameters()).device, net.training
     try:
         net.eval()
@@ -178,12 +178,3 @@ def check(records: Iterable[Mapping[str, Any]], origin: Mapping[str, Any], path:
                     f"{path} was measured on {meanings[key]} {record[key]}, this run has {value}; "
                     "write to another file, or delete that one"
                 )
-
-
-def weights_digest(net: SuperNet) -> str:
-    """Sixteen hexadecimal digits of all learned values (not BatchNorm statistics): another training gives others."""
-    digest = hashlib.sha256()
-    for name, parameter in sorted(net.named_parameters()):
-        digest.update(name.encode())
-        digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 
 from search.allocation import Program
@@ -12,12 +10,6 @@ from supernet.cost import Factors, fill, repair
 from supernet.samplers.cost_first import CostFirst
 from supernet.space import Indices, SearchSpace, magnitude
 
-CONTROLS = {
-    "uniform": ("best uniform bits", "it needed no search"),
-    "integer_program": ("integer program", "it needed no search"),
-    "random_search": ("random search", "it needed no predictor"),
-}
-"""Controls by the name that files give them, the simplest first: what they are called, and what they do without."""
 CHUNKS = 20
 """Draws without a new random row after which there is none."""
 
@@ -78,15 +70,3 @@ def random_rows(problem: Problem, b: int, n: int, rng: np.random.Generator) -> I
             rows.setdefault(tuple(row.tolist()), row)
         barren = 0 if len(rows) > before else barren + 1
     return np.array(list(rows.values())[:n], dtype=np.int64).reshape(-1, len(space))
-
-
-def said(name: str) -> str:
-    """A control by name, as a sentence has it: `the integer program's subnet`."""
-    return {"uniform": "the best uniform bits", "integer_program": "the integer program's subnet"}.get(
-        name, f"{CONTROLS[name][0]}'s subnet"
-    )
-
-
-def same(identity: str, controls: Mapping[str, str]) -> str | None:
-    """The first of some controls, name -> subnet id, that is the subnet with this id."""
-    return next((name for name in CONTROLS if controls.get(name) == identity), None)

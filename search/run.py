@@ -83,7 +83,7 @@ def search(
         ValueError: a budget that cannot be read or met, a latency that no subnet keeps when it is measured whole, or a
             setting out of range.
     """
-    _check(candidates, generations, population)
+    check(candidates, generations, population)
     rng, out = rng or np.random.default_rng(0), Path(out) if out else None
     draws = rng.spawn(1)[0] if random_search else None
     problem = Problem(space or net.space, _view(net, space), predictor, budgets)
@@ -110,7 +110,8 @@ def search(
     return _front(problem, found, made)
 
 
-def _check(candidates: int, generations: int, population: int) -> None:
+def check(candidates: int, generations: int, population: int) -> None:
+    """Raise ValueError where a number is out of range."""
     if candidates < 0 or min(generations, population) < 1:
         raise ValueError(
             "candidates is at least 0, generations and population at least 1, "

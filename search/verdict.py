@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from search.controls import CONTROLS, said, same
 from search.front import Found
+from search.words import CONTROLS, said, same
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95

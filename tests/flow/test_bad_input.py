@@ -95,7 +95,7 @@ class TestBudgets:
             (["budget.bytes=3s"], ["number with SI prefix in B", "'3s'"]),
             (["budget.bitops=w4a4", "rank_by=oracle"], ["auto, run, additive", "'oracle'"]),
             (["budget.bitops=w4a4", "rank_by=run"], ["no predictor", "elastibit predict"]),
-            (["budget.bitops=w4a4", "candidates=0"], ["candidates", "at least 1"]),
+            (["budget.bitops=w4a4", "candidates=-1"], ["candidates", "at least 0", "-1"]),
         ],
         ids=lambda value: " ".join(value) if isinstance(value, list) else "",
     )

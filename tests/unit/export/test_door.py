@@ -11,8 +11,9 @@ import torch
 import elastibit
 from supernet.artefacts import save_tensors
 from supernet.calibration.batchnorm import norms, recalibrate
-from supernet.export.__main__ import chosen, described, materialised
+from supernet.export.__main__ import described
 from supernet.export.bit_maps import export_bits
+from supernet.export.subnets import chosen, materialised
 from supernet.run import load
 
 TRAIN = (
