@@ -71,6 +71,10 @@ class Bench:
         record = self.records.get(config.id)
         return None if record is None else float(record["score"])
 
+    def knows(self, problem: Problem, rows: Iterable[Indices]) -> bool:
+        """Whether every one of some rows is known."""
+        return all(problem.space.config(row).id in self.records for row in rows)
+
     def best(self, problem: Problem, b: int, n: int) -> list[Indices]:
         """The n best rows of earlier measurements within budget b."""
         fits = problem.within(problem.budgets[b], self.earlier) & problem.space.admits(self.earlier)
@@ -130,7 +134,7 @@ def winner(
     inside = distinct(row for row in [*rows, *controls.values()] if problem.within(budget, row[None])[0])
     pool = [candidate(problem, row, bench) for row in inside]
     known = [c for c in pool if c.measured is not None]
-    if bench.measurer is None and len(known) < len(pool):
+    if bench.measurer is None and not bench.knows(problem, inside):
         known = []  # the few that happen to be known say nothing of the others
     ranked = known or [replace(c, measured=None) for c in pool]
     ranked.sort(key=lambda c: (c.measured or 0.0, c.predicted[0], -c.costs[next(iter(budget.limits))]), reverse=True)

@@ -134,14 +134,13 @@ def _measure(
     progress: bool,
 ) -> bool:
     """Measure what was chosen for each budget and, with `draws`, as many random rows, the best of which becomes a
-    control; True if stopped by hand."""
-    if bench.measurer is None:
-        return False
+    control; True if stopped by hand. Where nothing can be measured, it becomes one if all of them are known."""
     every = range(len(chosen))
-    drawn = [random_rows(problem, b, len(chosen[b]), draws) if draws else [] for b in every]
+    can = bench.measurer is not None
+    drawn = [random_rows(problem, b, len(chosen[b]), draws) if draws and (can or bench.records) else [] for b in every]
     stopped = bench.measure(in_turn(problem, chosen, drawn), progress)
     for b in every:
-        luckiest = best_of(problem, drawn[b], bench)
+        luckiest = best_of(problem, drawn[b], bench) if can or bench.knows(problem, drawn[b]) else None
         if luckiest is not None:
             named[b]["random_search"] = luckiest
     return stopped
