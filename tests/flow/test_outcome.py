@@ -72,11 +72,6 @@ class TestReuse:
         assert answer.code == 0, answer.err
         for subnet in read(moved / "front.json")["subnets"]:
             assert set(subnet["controls"]) >= {"uniform", "integer_program"} and 0 <= subnet["slack"]["bitops"] < 1
-        assert call("report", f"run={moved}").code == 0
-        (moved / "sensitivity.json").unlink()
-        (moved / "predictor.json").unlink()
-        answer = call("search", f"run={moved}", *small["search"], "budget.bitops=w4a4")
-        assert answer.code == 2 and "no sensitivity of its weights" in answer.err
 
     def test_a_prediction_needs_no_measurement(
         self, run: Path, small: Small, call: Call, monkeypatch: pytest.MonkeyPatch
@@ -112,9 +107,7 @@ class TestTest:
             patched.setattr("search.judging.tested", None)
             assert call("report", f"run={done}").code == 0
         assert read(done / "test.json") == before
-        assert call("search", f"run={done}", *small["search"], "budget.bitops=w4a2").code == 0
-        assert call("report", f"run={done}", "test=false").code == 0
-        assert "The winners were not measured on test" in (done / "report.html").read_text()
+        assert call("search", f"run={done}", *small["search"], "budget.bitops=w4a2", "candidates=0").code == 0
         assert call("report", f"run={done}").code == 0
         assert [s["label"] for s in read(done / "test.json")["subnets"]] == ["w4a2"]
 
@@ -147,11 +140,3 @@ class TestFinetune:
         assert "fine-tuned epochs" not in read(card)["about"]
         assert call("report", f"run={done}", "test=false").code == 0
         assert f"{record['after']:.2%}" in (done / "report.html").read_text()
-
-    def test_what_was_not_trained_is_not_exported_as_such(self, done: Path, small: Small, call: Call) -> None:
-        answer = call("export", f"run={done}", "subnet=w4a4", "finetuned=true")
-        assert answer.code == 2 and "elastibit finetune" in answer.err
-        answer = call("export", f"run={done}", "subnet=w4a4", "finetuned=perhaps")
-        assert answer.code == 2 and "auto, true or false" in answer.err
-        answer = call("finetune", f"run={done}", "epochs=0")
-        assert answer.code == 2 and "epochs is 1 or more" in answer.err
