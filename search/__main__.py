@@ -34,7 +34,6 @@ def main(cfg: DictConfig) -> None:
 
     from predictors.additive import Additive
     from predictors.kept import sensitivity_of
-    from search.front import save_front
     from search.run import check, search
     from supernet.config import build
     from supernet.run import load
@@ -73,10 +72,7 @@ def main(cfg: DictConfig) -> None:
         out=out,
         reuse=sorted(run.path.glob("*.jsonl")),
     )
-    measures = run.task is not None and int(cfg.candidates) > 0
-    save_subnets(run.net, front, out / "subnets", run.task.recalibrate(cfg.recalibrate_images) if measures else None)
-    kept = {str(key): value for key, value in settings.items() if key not in ("run", "threads", "trust")}
-    save_front(out / "front.json", front, seed=int(cfg.seed), settings=kept)
+    save(run, front, out, settings)
     show(front)
     print(f"found: {out / 'front.json'}")
 
@@ -163,6 +159,18 @@ def predictor_of(run: Run, name: str) -> Predictor | None:
             f"then `elastibit predict run={run.path}`, or set rank_by=additive"
         )
     return predictor
+
+
+def save(run: Run, front: Front, out: Path, settings: Mapping[Any, Any]) -> None:
+    """Write the winners' files and, last, front.json with the settings that made it."""
+    from search.front import save_front
+
+    batches = None
+    if run.task is not None and int(settings["candidates"]) > 0:
+        batches = run.task.recalibrate(settings["recalibrate_images"])
+    save_subnets(run.net, front, out / "subnets", batches)
+    kept = {str(key): value for key, value in settings.items() if key not in ("run", "threads", "trust")}
+    save_front(out / "front.json", front, seed=int(settings["seed"]), settings=kept)
 
 
 def save_subnets(net: SuperNet, front: Front, folder: Path, batches: Sequence[Tensor] | None) -> None:
