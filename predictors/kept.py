@@ -45,10 +45,10 @@ def sensitivity_of(
         record = {"settings": settings, "terms": plain(found)}
         write_json(out / FILE, origin | {"sensitivities": [*_tables(out / FILE, origin), record]})
         return found
-    predictor = run.path / "predictor.json"
-    record = read_json(predictor) if predictor.is_file() else {}
-    if record.get("sensitivity") and record["report"].get("weights") == origin["weights"]:
-        return _factors(record["sensitivity"])
+    file = run.path / "predictor.json"
+    predictor: dict[str, Any] = read_json(file) if file.is_file() else {}
+    if predictor.get("sensitivity") and predictor["report"].get("weights") == origin["weights"]:
+        return _factors(predictor["sensitivity"])
     raise FileNotFoundError(
         f"{run.path} has no sensitivity of its weights, and its data is not here to measure one; "
         "run `elastibit predict` or `elastibit search` once where the data is"

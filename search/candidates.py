@@ -55,8 +55,14 @@ class Bench:
         files = [*others, *([self.file] if self.file else [])]
         self.measurer: Measurer | None = None
         if task is not None:
-            sizes = {"recalibrate_images": recalibrate_images, "select_images": select_images}
-            self.measurer = Measurer(net, task, reuse=files, engine=engine, **sizes)
+            self.measurer = Measurer(
+                net,
+                task,
+                recalibrate_images=recalibrate_images,
+                select_images=select_images,
+                reuse=files,
+                engine=engine,
+            )
             self.records, origin = self.measurer.records, self.measurer.origin
         else:
             origin = {"fingerprint": net.fingerprint}

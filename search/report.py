@@ -62,7 +62,7 @@ def on_test(cfg: DictConfig, file: Path) -> Record | None:
     if cfg.threads:
         torch.set_num_threads(int(cfg.threads))
     run = load(files.path, trusted=tuple(cfg.trust), needs_data=False)
-    return None if run.task is None else judge(run, files.front, file, images=cfg.images, seed=int(cfg.seed))
+    return None if run.task is None else dict(judge(run, files.front, file, images=cfg.images, seed=int(cfg.seed)))
 
 
 def write_report(

@@ -137,7 +137,9 @@ def _measure(
     control; True if stopped by hand. Where nothing can be measured, it becomes one if all of them are known."""
     every = range(len(chosen))
     can = bench.measurer is not None
-    drawn = [random_rows(problem, b, len(chosen[b]), draws) if draws and (can or bench.records) else [] for b in every]
+    drawn: list[list[Indices]] = [[] for _ in every]
+    if draws and (can or bench.records):
+        drawn = [list(random_rows(problem, b, len(chosen[b]), draws)) for b in every]
     stopped = bench.measure(in_turn(problem, chosen, drawn), progress)
     for b in every:
         luckiest = best_of(problem, drawn[b], bench) if can or bench.knows(problem, drawn[b]) else None

@@ -62,11 +62,9 @@ def on_select(found: Found) -> str:
         return f"use {said(name)}: the search found nothing better {where}"
     if found.measured is None:
         return "by prediction only: nothing was measured"
-    gaps = [
-        f"{100 * (found.measured - found.controls[name].measured):+.2f} points to {said(name)}"
-        for name in CONTROLS
-        if name in found.controls and found.controls[name].measured is not None
-    ]
+    beside = {name: found.controls[name].measured for name in CONTROLS if name in found.controls}
+    known = {name: score for name, score in beside.items() if score is not None}
+    gaps = [f"{100 * (found.measured - score):+.2f} points to {said(name)}" for name, score in known.items()]
     return f"on select {', '.join(gaps)}; test decides (elastibit report)" if gaps else "no control fits this budget"
 
 
@@ -75,28 +73,26 @@ def on_test(
 ) -> tuple[str | None, str]:
     """(control to use, None for the winner; the verdict in words).
 
-    A control is to be used where it is the winner itself, where it is better, or where the interval of the difference
-    does not lie above 0: of several, the one that is better by most, else the simplest.
+    A control is to be used where it is better; else where it is the winner itself or the interval of the difference
+    does not lie above 0. Of several, the one that is better by most, else the simplest.
 
     Args:
         identity: id of the winner.
         controls: name -> id of each control.
         differences: name -> winner minus control on test.
     """
-    name = same(identity, controls)
-    if name:
-        return name, f"use {said(name)}: it is what the search found"
     better = [name for name in CONTROLS if name in differences and differences[name].high < 0]
-    tied = [name for name in CONTROLS if name in differences and differences[name].low <= 0]
     if better:
         name = min(better, key=lambda name: differences[name].mean)
         gap = differences[name]
         return name, f"use {said(name)}: {-100 * gap.mean:.2f} points better on test ({interval(gap)})"
-    if tied:
-        gap = differences[tied[0]]
-        within = 100 * max(abs(gap.low), abs(gap.high))
-        without = CONTROLS[tied[0]][1]
-        return tied[0], f"use {said(tied[0])}: no difference on test within +-{within:.1f} points and {without}"
+    for name in CONTROLS:
+        if controls.get(name) == identity:
+            return name, f"use {said(name)}: it is what the search found"
+        if name in differences and differences[name].low <= 0:
+            within = 100 * max(abs(differences[name].low), abs(differences[name].high))
+            without = CONTROLS[name][1]
+            return name, f"use {said(name)}: no difference on test within +-{within:.1f} points and {without}"
     if not differences:
         return None, "use the winner: no control fits this budget"
     closest = min(differences, key=lambda name: differences[name].mean)

@@ -65,6 +65,8 @@ WON, TIED, LOST = Difference(0.02, 0.01, 0.03), Difference(0.001, -0.002, 0.003)
         ("w", {"uniform": TIED, "integer_program": TIED}, "uniform", "use the best uniform bits"),
         ("w", {"uniform": WON, "random_search": TIED}, "random_search", "it needed no predictor"),
         ("i", {"uniform": WON}, "integer_program", "it is what the search found"),
+        ("r", {"uniform": TIED, "integer_program": WON}, "uniform", "use the best uniform bits: no difference on test"),
+        ("r", {"uniform": WON, "integer_program": WON}, "random_search", "it is what the search found"),
         ("w", {}, None, "no control fits"),
     ],
 )
