@@ -134,14 +134,14 @@ def winner(
 ) -> Found:
     """The best of some rows and controls within budget b: by measurement where that was made, else by prediction.
 
-    What takes longer than a limit on latency, measured whole, is dropped.
+    Where nothing can be measured, what is known decides if it holds the best predicted row too. What takes longer than a limit on latency, measured whole, is dropped.
     """
     budget = problem.budgets[b]
     inside = distinct(row for row in [*rows, *controls.values()] if problem.within(budget, row[None])[0])
     pool = [candidate(problem, row, bench) for row in inside]
     known = [c for c in pool if c.measured is not None]
-    if bench.measurer is None and not bench.knows(problem, inside):
-        known = []  # the few that happen to be known say nothing of the others
+    if bench.measurer is None and max(pool, key=lambda c: c.predicted[0]).measured is None:
+        known = []  # what happens to be known says nothing of the one that promises most
     ranked = known or [replace(c, measured=None) for c in pool]
     ranked.sort(key=lambda c: (c.measured or 0.0, c.predicted[0], -c.costs[next(iter(budget.limits))]), reverse=True)
     best = watch.first(ranked, budget.limits) or watch.first(pool, budget.limits)

@@ -282,6 +282,18 @@ def test_without_measuring_the_best_predicted_wins(short, sensitivity, rng, tmp_
     assert "prediction" in found[0].verdict
 
 
+def test_without_measuring_what_is_known_of_the_best_predicted_counts(short, sensitivity, rng, tmp_path):
+    """It was measured, and so was a control that is better: the control wins."""
+    space, costs = short
+    objective = sensitivity(space, costs.layers, rng)
+    (blind,) = measured_search(space, costs, objective, None, budgets={"bitops": "w4a4"}, task=None)
+    uniform, pairs = blind.controls["uniform"].config, tmp_path / "pairs.jsonl"
+    engine = Engine(lambda config: 0.9 if config == uniform else 0.6)
+    list(Measurer(net_of(space, costs), TASK, out=pairs, engine=engine)([blind.config, uniform]))
+    (found,) = measured_search(space, costs, objective, None, budgets={"bitops": "w4a4"}, task=None, reuse=[pairs])
+    assert blind.config != uniform and found.config == uniform and found.measured == 0.9
+
+
 class Killed(Exception):
     pass
 
