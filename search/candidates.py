@@ -134,7 +134,8 @@ def winner(
 ) -> Found:
     """The best of some rows and controls within budget b: by measurement where that was made, else by prediction.
 
-    Where nothing can be measured, what is known decides if it holds the best predicted row too. What takes longer than a limit on latency, measured whole, is dropped.
+    Where nothing can be measured, what is known decides if it holds the best predicted row too. What takes longer than
+    a limit on latency, measured whole, is dropped.
     """
     budget = problem.budgets[b]
     inside = distinct(row for row in [*rows, *controls.values()] if problem.within(budget, row[None])[0])
