@@ -26,6 +26,7 @@ def main(cfg: DictConfig) -> None:
 
     from predictors.accuracy import report
     from predictors.files import save_predictor
+    from predictors.kept import sensitivity_of
     from predictors.measuring import weights_digest
     from predictors.pairs import collect
     from supernet.artefacts import provenance
@@ -45,8 +46,7 @@ def main(cfg: DictConfig) -> None:
     assert run.task is not None  # a run without one is refused by load
     net = run.net
     net.compile(str(cfg.compile), passes="evaluation")
-    measure = build(settings["sensitivity"], trusted=trusted)
-    sensitivity = measure(net, run.task.recalibrate(cfg.recalibrate_images))
+    sensitivity = sensitivity_of(run, settings["sensitivity"], cfg.recalibrate_images, out=out, trusted=trusted)
     pairs = collect(
         net,
         run.task,

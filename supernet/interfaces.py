@@ -108,7 +108,10 @@ class Sampler(Protocol):
 
 
 class SearchAlgorithm(Sampler, Protocol):
-    """A sampler that also keeps the best of what it was told."""
+    """A sampler that also keeps the best of what it was told.
+
+    Its state comes back out of JSON, arrays as lists, when a search that was killed goes on.
+    """
 
     def front(self) -> tuple[Indices, NDArray[np.float64]]:
         """Non-dominated rows [n, d] and their objectives [n, m]."""

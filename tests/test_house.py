@@ -53,6 +53,7 @@ supernet.training.losses supernet.training.optimizers supernet.training.loggers
 supernet.run
 supernet.training.module
 supernet.training.fit
+supernet.training.finetune
 supernet.export.graph supernet.export.runtime supernet.export.suite supernet.export.dyadic
 supernet.export.operators
 supernet.export.operators_tokens
@@ -65,6 +66,7 @@ supernet.export.assignments.names
 supernet.export.assignments.tensors
 supernet.export.assignments
 supernet.export.bit_maps
+supernet.export.subnets
 supernet.export.verify supernet.export.lint
 supernet.export.profile
 supernet.export.torch supernet.export.spec supernet.export.integer_profile supernet.export.openvino
@@ -79,17 +81,19 @@ predictors.sensitivity
 predictors.layer_outputs predictors.layer_inputs
 predictors.single_changes
 predictors
-search.variation search.allocation
-search.keeping
+predictors.kept
+search.words search.variation search.allocation
+search.keeping search.refine
 search.climb
-search
-search.allocation search.refine
 search.problem
-search.timing
+search
+search.controls search.timing search.evolving
+search.verdict search.sections
+search.candidates search.judging
 search.run
 supernet.guide
 supernet.desk
-search.report
+search.report search.finetune
 supernet.__main__ predictors.__main__ search.__main__ supernet.export.__main__ supernet.export.probe
 search.demo
 elastibit

@@ -35,7 +35,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 class TestSettings:
-    @pytest.mark.parametrize("verb", ["train", "predict", "probe", "search", "export", "report", "demo"])
+    @pytest.mark.parametrize("verb", ["train", "predict", "probe", "search", "finetune", "export", "report", "demo"])
     def test_an_unknown_override(self, verb: str, tmp_path: Path, call: Call) -> None:
         refused(call(verb, f"run={tmp_path / 'a'}", "sede=3"), "sede", "did you mean seed", f"elastibit {verb} --help")
         assert not (tmp_path / "a").exists()
@@ -98,7 +98,7 @@ class TestBudgets:
             (["budget.bytes=3s"], ["number with SI prefix in B", "'3s'"]),
             (["budget.bitops=w4a4", "rank_by=oracle"], ["auto, run, additive", "'oracle'"]),
             (["budget.bitops=w4a4", "rank_by=run"], ["no predictor", "elastibit predict"]),
-            (["budget.bitops=w4a4", "candidates=0"], ["candidates", "at least 1"]),
+            (["budget.bitops=w4a4", "candidates=-1"], ["candidates", "at least 0", "-1"]),
         ],
         ids=lambda value: " ".join(value) if isinstance(value, list) else "",
     )
@@ -117,7 +117,7 @@ class TestBudgets:
 
 
 class TestRuns:
-    @pytest.mark.parametrize("verb", ["predict", "probe", "search", "export", "report"])
+    @pytest.mark.parametrize("verb", ["predict", "probe", "search", "finetune", "export", "report"])
     def test_a_folder_that_is_none(self, verb: str, tmp_path: Path, call: Call) -> None:
         words = ["budget.bitops=w4a4"] if verb == "search" else []
         refused(call(verb, f"run={tmp_path / 'none'}", *words), "not a run directory", "space.json")
