@@ -80,16 +80,14 @@ def leave_out(model: nn.Module) -> None:
 def replayed(steps: list[tuple[float, list[tuple[str, str]], Any]], names: list[str]) -> Sweep:
     """Assignments from the steps of phase 2, each on top of those before it; in the form of AIMET's encodings 0.6.1."""
     weights = {name: BITS[-1] for name in names if name not in FIXED}
-    tensors: dict[tuple[str, str], int] = {}
+    tensors = {_placed(name, kind): BITS[-1] for _, group, _ in steps for kind, name in group if kind != "weight"}
     found: Sweep = []
     for score, group, candidate in steps:
         for kind, name in group:
-            path = name.split("_input_quantizer_idx_")[0]
-            path = path.partition(".")[2] if path.partition(".")[0] == "ResNet20" else path
             if kind == "weight":
-                weights[path] = candidate[1][0]
+                weights[name] = candidate[1][0]
             else:
-                tensors[path, kind] = candidate[0][0]
+                tensors[_placed(name, kind)] = candidate[0][0]
         activations: dict[str, Any] = {}
         for (path, side), bits in tensors.items():
             activations.setdefault(path, {})[side] = {"0": {"bitwidth": bits, "dtype": "int"}}
@@ -97,3 +95,8 @@ def replayed(steps: list[tuple[float, list[tuple[str, str]], Any]], names: list[
         content = {"version": "0.6.1", "param_encodings": params, "activation_encodings": activations}
         found.append({"asked": {"step": len(found)}, "score": score, "map": content})
     return found
+
+
+def _placed(name: str, kind: str) -> tuple[str, str]:
+    """Module and side of a quantizer; those of inputs bear their number behind the module."""
+    return name.partition("_input_quantizer_idx_")[0], kind

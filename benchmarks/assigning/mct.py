@@ -58,7 +58,7 @@ def assign(net: nn.Module, batches: Batches, limits: Mapping[str, float], known:
 
 @contextlib.contextmanager
 def remembering(known: dict[Any, float]) -> Iterator[None]:
-    """Lets MCT reuse the sensitivities of one budget for the next, which it would measure again with the same result."""
+    """Lets MCT reuse the sensitivities of one budget for the next; it would measure the same again."""
     from model_compression_toolkit.core.common.mixed_precision.sensitivity_eval import (  # type: ignore[import-not-found]
         sensitivity_evaluation,
     )
