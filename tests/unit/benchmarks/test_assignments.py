@@ -12,7 +12,7 @@ import torch
 from scipy import stats
 
 from benchmarks import assignments as bench
-from benchmarks.assigning import aimet, judge, modelopt, problem
+from benchmarks.assigning import aimet, judge, mct, modelopt, problem
 from benchmarks.assigning.bootstrap import paired
 from benchmarks.assigning.chosen import chosen, imported
 from benchmarks.assigning.sweep import best_within
@@ -109,6 +109,32 @@ class TestBudgetsOfTheTools:
         assert min(found) > 0 and max(found) == modelopt.MOST
         for before, after in zip(problem.CHAIN, problem.CHAIN[1:], strict=False):
             assert after[0] >= before[0] and after[1] >= before[1] and after != before
+
+    def test_mct_is_counted_as_we_count(self, net: SuperNet, rng: np.random.Generator) -> None:
+        relus = ["relu", *(f"layer{s}.{b}.relu{k}" for s in (1, 2, 3) for b in (0, 1, 2) for k in (1, 2))]
+        drawn = {
+            f"{r.replace('.', '_')}_activation_holder_quantizer": {"activations": int(rng.integers(2, 9))}
+            for r in relus
+        }
+        drawn["layer3_2_relu2_activation_holder_quantizer"] = drawn["pool_activation_holder_quantizer"] = {
+            "activations": 8
+        }
+        names = [layer.name for layer in net.layers]
+        bits = {name: 8 if name in problem.FIXED else int(rng.integers(2, 9)) for name in names}
+        content = drawn | {mct.node_of(name): {"weights": bits[name]} for name in names}
+        cost = mct.bitops(content, {layer.name: layer.weights for layer in net.layers})
+        assert cost == net.costs.of(imported(net, content))["bitops"]
+
+    def test_mct_is_asked_again_until_its_answer_just_fits(self) -> None:
+        sizes, asked = {"linear": 1000}, []
+
+        def solve(bops: float) -> dict[str, dict[str, int]]:  # counts a quarter too much
+            asked.append(bops)
+            return {"linear": {"weights": int(bops / 1000 / 8 / 1.25 + 1e-9)}}
+
+        answers = list(mct.fitted(solve, "w4a4", 640_000.0, sizes))
+        assert [a["map"]["linear"]["weights"] for a in answers] == [64, 79]
+        assert [a["asked"]["last"] for a in answers] == [False, True] and asked[0] == 640_000
 
     def test_steps_of_aimet_add_up(self, net: SuperNet) -> None:
         names = [layer.name for layer in net.layers]
