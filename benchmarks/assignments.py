@@ -187,13 +187,17 @@ def ranking_of(run: Run, options: argparse.Namespace) -> tuple[Predictor, Factor
     """The run's predictor, else its sensitivity; and the sensitivity, which seeds the search."""
     from predictors.additive import Additive
     from predictors.files import load_predictor
+    from predictors.measuring import weights_digest
     from predictors.output_mse import OutputMSE
 
     assert run.task is not None
     sensitivity = OutputMSE()(run.net, run.task.recalibrate(options.recalibrate))
-    if (run.path / "predictor.json").exists():
-        return load_predictor(run.path, run.net.space, run.net.costs), sensitivity
-    return Additive(run.net.space, sensitivity=sensitivity), sensitivity
+    file = run.path / "predictor.json"
+    if not file.exists():
+        return Additive(run.net.space, sensitivity=sensitivity), sensitivity
+    if read_json(file)["report"].get("weights") not in (None, weights_digest(run.net)):
+        raise ValueError(f"{file} was learned on other weights; run `elastibit predict run={run.path}` again")
+    return load_predictor(run.path, run.net.space, run.net.costs), sensitivity
 
 
 def judged(run: Run, options: argparse.Namespace) -> dict[str, Any]:

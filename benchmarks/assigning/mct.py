@@ -18,7 +18,7 @@ from benchmarks.assigning.problem import BITS, FIXED, FIXED_BITS, Batches, Entry
 
 ATTEMPTS = 4
 TIGHT, MARGIN = 0.97, 0.995
-"""An answer from 97 % of the limit on is taken; a little less than what is missing is asked for, as costs have steps."""
+"""Answers from 97 % of the limit on are taken; a little less than what is missing is asked for: costs have steps."""
 BLOCKS = 3
 """Of each stage."""
 

@@ -112,13 +112,9 @@ class TestBudgetsOfTheTools:
 
     def test_mct_is_counted_as_we_count(self, net: SuperNet, rng: np.random.Generator) -> None:
         relus = ["relu", *(f"layer{s}.{b}.relu{k}" for s in (1, 2, 3) for b in (0, 1, 2) for k in (1, 2))]
-        drawn = {
-            f"{r.replace('.', '_')}_activation_holder_quantizer": {"activations": int(rng.integers(2, 9))}
-            for r in relus
-        }
-        drawn["layer3_2_relu2_activation_holder_quantizer"] = drawn["pool_activation_holder_quantizer"] = {
-            "activations": 8
-        }
+        holders = [f"{relu.replace('.', '_')}_activation_holder_quantizer" for relu in relus]
+        drawn = {holder: {"activations": int(rng.integers(2, 9))} for holder in holders}
+        drawn["pool_activation_holder_quantizer"] = {"activations": 8}
         names = [layer.name for layer in net.layers]
         bits = {name: 8 if name in problem.FIXED else int(rng.integers(2, 9)) for name in names}
         content = drawn | {mct.node_of(name): {"weights": bits[name]} for name in names}
