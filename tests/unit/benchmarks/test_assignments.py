@@ -17,7 +17,7 @@ from benchmarks.assigning.bootstrap import paired
 from benchmarks.assigning.chosen import chosen, imported
 from benchmarks.assigning.sweep import best_within
 from benchmarks.timing.protocol import WorkerError
-from predictors.measuring import tested
+from predictors import measuring
 from predictors.output_mse import OutputMSE
 from supernet.artefacts import read_json, write_json
 from supernet.backbones.cifar_resnet import CifarResNet
@@ -152,7 +152,7 @@ class TestJudge:
         batches = [(torch.randn(21, 3, 8, 8), torch.randint(0, 10, (21,)))]
         few, file, config = [torch.randn(4, 3, 8, 8)], tmp_path / "known.jsonl", small.space.uniform("w4a4")
         first = judge.Judge(small, few, batches, file)(config)
-        assert (first == tested(small, config, few, batches)).all() and 0 < first.sum() < 21
+        assert (first == measuring.tested(small, config, few, batches)).all() and 0 < first.sum() < 21
 
         def never(*_: Any) -> None:
             raise LookupError("measured again")
