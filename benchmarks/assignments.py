@@ -1,6 +1,6 @@
 """Bit assignments that other tools search, beside ours, all measured in the same trained supernet at equal BitOps.
 
-    python benchmarks/assignments.py --run RUN [--images FOLDER] [--work runs/assignments]
+    python benchmarks/assignments.py --run RUN [--work runs/assignments]
     python benchmarks/assignments.py --run RUN --make --weights FLOAT.safetensors [--tools modelopt-gradient,mct]
 
 `--make` first lets the tools assign bits to the float network that the supernet's training started from, each in a
@@ -57,16 +57,16 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--run", type=Path, required=True, help="run directory of the trained supernet")
-    add("--images", type=Path, help="folder of the images; default: what the run's configuration says")
     add("--work", type=Path, default=Path("runs/assignments"), help="what is known so far; default %(default)s")
     add("--make", action="store_true", help="let the tools assign bits before judging")
     add("--weights", type=Path, help="with --make: the float network's safetensors")
     add("--environments", type=Path, default=Path("runs/peers"), help="with --make; default %(default)s")
     add("--timeout", type=float, default=7200, help="with --make: seconds for each tool and seed; default %(default)s")
     add("--tools", type=words(list(TOOLS)), default=list(TOOLS), metavar="A,B", help=f"of {', '.join(TOOLS)}")
-    add("--candidates", type=int, default=8, help="subnets that a search measures for each budget; default %(default)s")
+    add("--candidates", type=int, default=4, help="subnets that a search measures for each budget; default %(default)s")
     add("--recalibrate", type=int, default=1024, help="images for their BatchNorm; default %(default)s")
     add("--select", type=int, default=2500, help="images that they are measured on; default %(default)s")
+    add("--compile", default="quantizers", help="as `elastibit search` takes it; default %(default)s")
     add("--json", type=Path, default=RESULT, help="result file; default benchmarks/results/assignments.json")
     add("--chosen", type=Path, default=CHOSEN, help="folder of the assignments; default benchmarks/results/assignments")
     options = parser.parse_args(arguments)
@@ -305,14 +305,12 @@ def counted(verdicts: Sequence[str]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Let the tools assign if asked to, judge, print the table and write JSON; the exit code: 1 where ours lost."""
     import elastibit as eb
-    from supernet.run import digest, rebuild
+    from supernet.run import digest
 
     options = parsed(arguments)
     run = eb.load(options.run)
-    if options.images is not None:
-        source = run.config["task"]["source"] | {"root": str(options.images)}
-        run = type(run)(run.path, run.net, rebuild(run.config["task"] | {"source": source}), run.config, run.trained)
     failed = make(run, options) if options.make else {}
+    run.net.compile(options.compile, passes="evaluation")
     result = judged(run, options) | {
         "failed": failed,
         "supernet": {"sha256": digest(options.run), "epochs": run.trained},
