@@ -23,6 +23,7 @@ Search and sensitivity see recalibration and select images; the table is measure
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -33,7 +34,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.timing.peers import python_of, variables
 from benchmarks.timing.protocol import WorkerError
-from supernet.artefacts import provenance, read_json, write_json
+from supernet.artefacts import provenance, read_json, write_json, write_text
 
 if TYPE_CHECKING:
     from benchmarks.assigning.judge import Judge
@@ -109,7 +110,8 @@ def make(run: Run, options: argparse.Namespace) -> dict[str, str]:
             for sweep in sweeps
         ]
         kept = {key: sweeps[0][key] for key in ("tool", "options", "versions", "images")}
-        write_json(options.chosen / f"{tool}.json", kept | {"timing": BUSY, "seeds": seeds})
+        made = kept | {"timing": BUSY, "seeds": seeds}
+        write_text(options.chosen / f"{tool}.json", json.dumps(made, separators=(",", ":")) + "\n")
     return failed
 
 

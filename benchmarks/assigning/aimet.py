@@ -93,7 +93,7 @@ def replayed(steps: list[tuple[float, list[tuple[str, str]], Any]], names: list[
             activations.setdefault(path, {})[side] = {"0": {"bitwidth": bits, "dtype": "int"}}
         params = {f"{path}.weight": [{"bitwidth": bits, "dtype": "int"}] for path, bits in weights.items()}
         content = {"version": "0.6.1", "param_encodings": params, "activation_encodings": activations}
-        found.append({"asked": {"step": len(found)}, "score": score, "map": content})
+        found.append({"asked": {"step": len(found), "sqnr": score}, "map": content})
     return found
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.assigning.problem import Sweep
-from benchmarks.assigning.sweep import best_within
+from benchmarks.assigning.sweep import dearest_within
 from supernet.config import SubnetConfig
 from supernet.elastic.supernet import SuperNet
 from supernet.export.bit_maps import import_bits
@@ -23,11 +23,11 @@ def imported(net: SuperNet, content: Any) -> SubnetConfig:
 
 
 def chosen(net: SuperNet, sweep: Sweep, limits: Mapping[str, float]) -> dict[str, dict[str, Any]]:
-    """For each budget that the tool can keep, its best assignment within it, with its BitOps."""
+    """For each budget that the tool can keep, its dearest assignment within it, with its BitOps."""
     costs = [net.costs.of(imported(net, entry["map"]))["bitops"] for entry in sweep]
     found = {}
     for budget, limit in limits.items():
-        at = best_within(costs, [entry["score"] for entry in sweep], limit)
+        at = dearest_within(costs, limit)
         if at is not None:
             found[budget] = {"limit": limit, "bitops": costs[at]} | sweep[at]
     return found

@@ -78,7 +78,7 @@ def fitted(
         content = solve(asked)
         cost = bitops(content, sizes)
         last = attempt == ATTEMPTS - 1 or TIGHT * limit <= cost <= limit
-        yield {"asked": {"bops": asked, "budget": budget, "last": last}, "score": None, "map": content}
+        yield {"asked": {"bops": asked, "budget": budget, "last": last}, "map": content}
         if last:
             return
         asked *= MARGIN * limit / cost

@@ -55,7 +55,7 @@ def assign(net: nn.Module, batches: Batches, limits: Mapping[str, float], known:
             config = json.loads(json.dumps(mtq.get_auto_quantize_config(state, {"effective_bits": asked})))
         if (key := json.dumps(config)) not in seen:
             seen.add(key)
-            yield {"asked": {"effective_bits": asked}, "score": None, "map": config}
+            yield {"asked": {"effective_bits": asked}, "map": config}
 
 
 def _spaces() -> list[dict[str, Any]]:

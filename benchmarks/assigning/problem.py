@@ -56,6 +56,5 @@ def uses(name: str) -> int:
 
 Batches = list[tuple[Tensor, Tensor]]
 Entry = dict[str, Any]
-"""One assignment of a tool: `asked`, its own budget; `score`, its own estimate, higher is better, None where it has
-none; `map`, as eb.import_bits reads it."""
+"""One assignment of a tool: `asked`, its own budget, and `map`, as eb.import_bits reads it."""
 Sweep = list[Entry]

@@ -8,17 +8,15 @@ WITHIN = 1e-9
 """Relative excess over a limit that is rounding."""
 
 
-def best_within(costs: Sequence[float], scores: Sequence[float | None], limit: float) -> int | None:
-    """Position of the assignment with the highest score among those within the limit; None where none is.
+def dearest_within(costs: Sequence[float], limit: float) -> int | None:
+    """Position of the dearest assignment within the limit, the first of equals; None where none is.
 
-    Of equal scores, and where the tool has none, the dearest: a budget of the tool's own that is larger gave it.
+    Every tool goes from cheap to dear as its own budget grows, so the dearest is its answer to the largest budget that
+    ours allows.
 
     Args:
         costs: of each assignment, by our count.
-        scores: what the tool thinks of each, higher is better; None where it does not say.
         limit: on the cost.
     """
     inside = [i for i, cost in enumerate(costs) if cost <= limit * (1 + WITHIN)]
-    if not inside:
-        return None
-    return max(inside, key=lambda i: (-float("inf") if scores[i] is None else scores[i], costs[i]))
+    return max(inside, key=lambda i: costs[i], default=None)
