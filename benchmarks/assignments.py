@@ -94,7 +94,12 @@ def make(run: Run, options: argparse.Namespace) -> dict[str, str]:
     """Write <chosen>/<tool>.json for each tool; what went wrong, by tool."""
     from benchmarks.assigning.chosen import chosen
     from benchmarks.assigning.given import prepare
+    from supernet.tasks.classification import Classification
 
+    if not isinstance(run.task, Classification):
+        raise ValueError(
+            f"the tools are given images and labels, but {run.path} has none; train it on a classification"
+        )
     folder = (options.work / "tools").absolute()
     limits = {budget: run.net.costs.limit("bitops", budget) for budget in BUDGETS}
     prepare(folder, options.weights, run.task, SEEDS, limits)
@@ -260,8 +265,9 @@ def pooled(judge: Judge, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]
         used = sum(r["bitops"] / r["limit"] for r in members) / len(members)
         figures: dict[str, Any] = {"tool": tool, "budget": budget, "used": used}
         for kind in KINDS:
-            sides = [[judge(judge.net.space.config(r[kind]["rows"][side])) for r in members] for side in (0, 1)]
-            figures[kind] = compared(*sides) | {"verdicts": [r[kind]["verdict"] for r in members]}
+            pairs = [[judge(judge.net.space.config(row)) for row in r[kind]["rows"]] for r in members]
+            ours, theirs = zip(*pairs, strict=True)
+            figures[kind] = compared(ours, theirs) | {"verdicts": [r[kind]["verdict"] for r in members]}
         found.append(figures)
     return found
 

@@ -41,7 +41,8 @@ def assign(net: nn.Module, batches: Batches, limits: Mapping[str, float], known:
     sim = QuantizationSimModel(net, images[:1], default_param_bw=BITS[-1], default_output_bw=BITS[-1])
     leave_out(sim.model)
     kind = QuantizationDataType.int
-    measure = EvalCallbackFactory(DataLoader(images, batch_size=BATCH)).sqnr(SAMPLES)
+    loader: Any = DataLoader(images, batch_size=BATCH)  # type: ignore[arg-type]  # a tensor has length and items
+    measure = EvalCallbackFactory(loader).sqnr(SAMPLES)
 
     def forward(model: nn.Module, _: Any) -> None:
         with torch.no_grad():
@@ -67,14 +68,14 @@ def assign(net: nn.Module, batches: Batches, limits: Mapping[str, float], known:
     yield from replayed(found, list(layers(net)))
 
 
-def leave_out(model: nn.Module) -> None:
+def leave_out(model: Any) -> None:
     """No quantizers at first and last layer, nor at the logits: they are at 8 bits in every assignment here."""
     for name in FIXED:
         wrapped = model.get_submodule(name)
-        wrapped.param_quantizers["weight"] = None  # type: ignore[union-attr,operator,index]
-        wrapped.input_quantizers[0] = None  # type: ignore[union-attr,operator,index]
-    model.get_submodule("linear").output_quantizers[0] = None  # type: ignore[union-attr,operator,index]
-    model.get_submodule("pool").output_quantizers[0] = None  # type: ignore[union-attr,operator,index]
+        wrapped.param_quantizers["weight"] = None
+        wrapped.input_quantizers[0] = None
+    model.get_submodule("linear").output_quantizers[0] = None
+    model.get_submodule("pool").output_quantizers[0] = None
 
 
 def replayed(steps: list[tuple[float, list[tuple[str, str]], Any]], names: list[str]) -> Sweep:

@@ -71,6 +71,6 @@ def with_best_forms(net: SuperNet, config: SubnetConfig, sensitivity: Factors) -
 
 def compared(ours: Sequence[Outcomes], theirs: Sequence[Outcomes], seed: int = 0) -> dict[str, Any]:
     """Accuracies of both sides, difference with interval and verdict; of several pairs of subnets their mean."""
-    totals = [np.sum(side, axis=0, dtype=np.int64) for side in (ours, theirs)]
+    totals = [np.array(side, dtype=np.int64).sum(axis=0) for side in (ours, theirs)]
     means = {name: float(total.mean()) / len(ours) for name, total in zip(("ours", "theirs"), totals, strict=True)}
     return means | paired((totals[0] - totals[1]) / len(ours), np.random.default_rng(seed)).plain()

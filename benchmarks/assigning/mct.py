@@ -62,7 +62,7 @@ def assign(net: nn.Module, batches: Batches, limits: Mapping[str, float], known:
             )
         return nodes(quantized)
 
-    sizes = {name: module.weight.numel() for name, module in layers(net).items()}  # type: ignore[union-attr,operator]
+    sizes = {name: module.weight.numel() for name, module in layers(net).items()}
     done = {entry["asked"]["budget"] for entry in known if entry["asked"]["last"]}
     for budget, limit in limits.items():
         if budget not in done:

@@ -8,6 +8,7 @@ very budget that the others get. It is scored once, then solved for many values 
 from __future__ import annotations
 
 import json
+import math
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -35,10 +36,10 @@ def assign(net: nn.Module, batches: Batches, limits: Mapping[str, float], known:
     """
     import modelopt.torch.quantization as mtq  # type: ignore[import-not-found]
 
-    ends = [_average(net, pair) for pair in (CHAIN[0], CHAIN[-1])]
+    low, high = (_average(net, pair) for pair in (CHAIN[0], CHAIN[-1]))
     _, state = mtq.auto_quantize(
         net,
-        constraints={"effective_bits": sum(ends) / 2},
+        constraints={"effective_bits": (low + high) / 2},
         quantization_formats=[_format(CHAIN[0], 1)],  # of layers that no entry below is about: there are none
         data_loader=batches,
         forward_step=lambda model, batch: model(batch[0]),
@@ -49,7 +50,7 @@ def assign(net: nn.Module, batches: Batches, limits: Mapping[str, float], known:
         module_search_spaces=_spaces(),
     )
     seen = set()
-    for asked in torch.logspace(*(torch.tensor(ends).log10().tolist()), STEPS).tolist():
+    for asked in torch.logspace(math.log10(low), math.log10(high), STEPS).tolist():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             config = json.loads(json.dumps(mtq.get_auto_quantize_config(state, {"effective_bits": asked})))
@@ -60,18 +61,15 @@ def assign(net: nn.Module, batches: Batches, limits: Mapping[str, float], known:
 
 def _spaces() -> list[dict[str, Any]]:
     """Formats by part of the network; none may stay in float."""
-    spaces = [
-        {"module_name_patterns": [f"{stage}.*"], "pairs": CHAIN, "uses": r * r} for stage, r in RESOLUTION.items()
-    ]
-    fixed = ((FIXED_BITS, FIXED_BITS),)
-    spaces += [{"module_name_patterns": [name], "pairs": fixed, "uses": uses(name)} for name in FIXED]
+    spaces = [(f"{stage}.*", CHAIN, side**2) for stage, side in RESOLUTION.items()]
+    spaces += [(name, ((FIXED_BITS, FIXED_BITS),), uses(name)) for name in FIXED]
     return [
         {
-            "module_name_patterns": space["module_name_patterns"],
-            "quantization_formats": [_format(pair, space["uses"]) for pair in space["pairs"]],
+            "module_name_patterns": [pattern],
+            "quantization_formats": [_format(pair, used) for pair in pairs],
             "allow_no_quant": False,
         }
-        for space in spaces
+        for pattern, pairs, used in spaces
     ]
 
 
@@ -97,6 +95,6 @@ def _average(net: nn.Module, pair: tuple[int, int]) -> float:
     """Its budget at which all layers that may vary have one format."""
     kinds = layers(net)
     given = {name: (FIXED_BITS, FIXED_BITS) if name in FIXED else pair for name in kinds}
-    sizes = {name: module.weight.numel() for name, module in kinds.items()}  # type: ignore[union-attr,operator]
+    sizes = {name: module.weight.numel() for name, module in kinds.items()}
     total = sum(sizes[name] * effective(given[name], uses(name)) for name in kinds)
     return total / sum(sizes.values())

@@ -42,7 +42,7 @@ def batches(folder: Path, seed: int) -> Batches:
     return list(zip(kept["images"].split(BATCH), kept["labels"].split(BATCH), strict=True))
 
 
-def layers(net: nn.Module) -> dict[str, nn.Module]:
+def layers(net: nn.Module) -> dict[str, Any]:
     """Convolutions and the linear layer by path, in order of execution."""
     return {name: module for name, module in net.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)}
 

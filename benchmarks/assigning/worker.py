@@ -36,7 +36,7 @@ def main(tool: str, folder: Path, seed: int) -> None:
     limits = json.loads((folder / "limits.json").read_text())
     module = importlib.import_module(f"benchmarks.assigning.{peer}")
     unfinished, out = folder / f"{tool}-{seed}.part", folder / f"{tool}-{seed}.json"
-    known = json.loads(unfinished.read_text()) if unfinished.exists() else {"sweep": [], "seconds": 0.0}
+    known: dict[str, Any] = json.loads(unfinished.read_text()) if unfinished.exists() else {"sweep": [], "seconds": 0.0}
     sweep, before, start = known["sweep"], known["seconds"], time.monotonic()
     net, batches = problem.network(folder), problem.batches(folder, seed)
     for entry in module.assign(net, batches, limits=limits, known=list(sweep), **options):
