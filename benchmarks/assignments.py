@@ -164,8 +164,7 @@ def searched(
     import elastibit as eb
     from predictors.measuring import weights_digest
 
-    settings = {"candidates": options.candidates, "recalibrate": options.recalibrate, "select": options.select}
-    asked_for = {"weights": weights_digest(run.net), "limits": limits, "settings": settings}
+    asked_for = {"weights": weights_digest(run.net), "limits": limits, "settings": settings_of(options)}
     file = options.work / f"searched-{seed}.json"
     if file.exists() and (known := read_json(file))["asked"] == asked_for:
         return dict(known)
@@ -188,6 +187,11 @@ def searched(
     found = {"asked": asked_for, "winners": rows, "measured": {"seconds": round(time.monotonic() - start, 1)}}
     write_json(file, found)
     return found
+
+
+def settings_of(options: argparse.Namespace) -> dict[str, int]:
+    """How much a search measures."""
+    return {"candidates": options.candidates, "recalibrate": options.recalibrate, "select": options.select}
 
 
 def ranking_of(run: Run, options: argparse.Namespace) -> tuple[Predictor, Factors]:
@@ -233,6 +237,7 @@ def judged(run: Run, options: argparse.Namespace) -> dict[str, Any]:
             figures = row(judge, ranking[1], entry, ours["winners"], (tool, budget))
             rows.append({"tool": tool, "budget": budget, "seed": seed} | figures)
     made = {"images": judge.images, "rows": rows, "pooled": pooled(judge, rows), "tools": described(tools)}
+    made["search"] = settings_of(options) | {"ranked_by": type(ranking[0]).__name__}
     return made | {"measured": {"timing": BUSY, "search_seconds": seconds}}
 
 
