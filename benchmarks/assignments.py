@@ -255,7 +255,7 @@ def row(
     pairs = dict(zip(KINDS, ((limit, theirs), (cost, theirs), (cost, formed)), strict=True))
     found: dict[str, Any] = {"limit": entry["limit"], "bitops": entry["bitops"]}
     for kind, (mine, other) in pairs.items():
-        facts = {"rows": [list(mine.row), list(other.row)], "bitops": judge.net.costs.of(mine)["bitops"]}
+        facts = {"ids": [mine.id, other.id], "bitops": judge.net.costs.of(mine)["bitops"]}
         found[kind] = facts | compared([judge(mine)], [judge(other)])
     return found
 
@@ -270,7 +270,7 @@ def pooled(judge: Judge, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]
         used = sum(r["bitops"] / r["limit"] for r in members) / len(members)
         figures: dict[str, Any] = {"tool": tool, "budget": budget, "used": used}
         for kind in KINDS:
-            pairs = [[judge(judge.net.space.config(row)) for row in r[kind]["rows"]] for r in members]
+            pairs = [[judge.known[name] for name in r[kind]["ids"]] for r in members]
             ours, theirs = zip(*pairs, strict=True)
             figures[kind] = compared(ours, theirs) | {"verdicts": [r[kind]["verdict"] for r in members]}
         found.append(figures)
