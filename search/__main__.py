@@ -36,23 +36,19 @@ def main(cfg: DictConfig) -> None:
     from predictors.kept import sensitivity_of
     from search.problem import read
     from search.run import check, search
-    from search.views import constrained, pins
     from supernet.config import build
     from supernet.run import load
 
-    out = Path(HydraConfig.get().runtime.output_dir)
+    out, trusted = Path(HydraConfig.get().runtime.output_dir), tuple(cfg.trust)
     settings = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(settings, dict)
     if cfg.threads:
         torch.set_num_threads(int(cfg.threads))
     budgets = budgets_of(settings["budget"], settings["budgets"])
     check(int(cfg.candidates), int(cfg.generations), int(cfg.population))
-    trusted = tuple(cfg.trust)
     engine = build(settings["engine"], trusted=trusted)
     run = load(cfg.run, trusted=trusted, needs_data=False)
-    space, seconds = probed(run, budgets, settings, trusted)
-    if settings["tie"] or settings["pin"]:
-        space = constrained(run.net, settings["tie"], pins(settings["pin"]), space)
+    space, seconds = searched(run, budgets, settings, trusted)
     for budget in budgets:
         read(run.net.costs.view(space or run.net.space), budget)  # before anything is measured
     learned = predictor_of(run, str(cfg.rank_by))
@@ -81,6 +77,18 @@ def main(cfg: DictConfig) -> None:
     save(run, front, out, settings)
     show(front)
     print(f"found: {out / 'front.json'}")
+
+
+def searched(
+    run: Run, budgets: Sequence[Budget], settings: Mapping[Any, Any], trusted: Sequence[str]
+) -> tuple[SearchSpace | None, Callable[[SubnetConfig], float] | None]:
+    """The view that is searched (None: all of the space), and how a subnet is timed (None: no limit asks for it)."""
+    from search.views import constrained, pins
+
+    space, seconds = probed(run, budgets, settings, trusted)
+    if settings["tie"] or settings["pin"]:
+        space = constrained(run.net, settings["tie"], pins(settings["pin"]), space)
+    return space, seconds
 
 
 def probed(
@@ -175,7 +183,7 @@ def save(run: Run, front: Front, out: Path, settings: Mapping[Any, Any]) -> None
     if run.task is not None and int(settings["candidates"]) > 0:
         batches = run.task.recalibrate(settings["recalibrate_images"])
     save_subnets(run.net, front, out / "subnets", batches)
-    kept = {str(key): value for key, value in settings.items() if key not in ("run", "threads", "trust")}
+    kept = {str(key): value for key, value in settings.items() if key not in ("run", "threads", "trust", "engine")}
     save_front(out / "front.json", front, seed=int(settings["seed"]), settings=kept)
 
 

@@ -196,6 +196,8 @@ class Program:
 
     def _solution(self, sums: Table, bound: float, objective: Table | None, lowered: Table | None) -> Indices | None:
         n, columns = len(self._values), len(self._values)
+        if n == 0:  # nothing depends on any gene
+            return self._decode(np.zeros(0))
         target = np.zeros(n) if objective is None else self._scaled(objective)
         upper, high = np.full(len(sums), bound * ROW_SCALE), np.ones(n)
         if lowered is not None:  # one more variable, which none of these sums exceeds
