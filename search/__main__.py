@@ -40,8 +40,7 @@ def main(cfg: DictConfig) -> None:
     from supernet.run import load
 
     out, trusted = Path(HydraConfig.get().runtime.output_dir), tuple(cfg.trust)
-    settings = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(settings, dict)
+    settings: Any = OmegaConf.to_container(cfg, resolve=True)
     if cfg.threads:
         torch.set_num_threads(int(cfg.threads))
     budgets = budgets_of(settings["budget"], settings["budgets"])
