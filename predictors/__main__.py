@@ -12,6 +12,7 @@ from supernet.desk import desk
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+    from rich.table import Table
 
     from predictors.pairs import Pairs
     from supernet.interfaces import Predictor
@@ -24,8 +25,8 @@ def main(cfg: DictConfig) -> None:
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
 
-    from predictors.accuracy import report
     from predictors.files import save_predictor
+    from predictors.judging import landmarks, report
     from predictors.measuring import weights_digest
     from predictors.pairs import collect
     from supernet.artefacts import provenance
@@ -60,7 +61,8 @@ def main(cfg: DictConfig) -> None:
     make = functools.partial(make, space=net.space, costs=net.costs, sensitivity=sensitivity)
     learned, held = pairs.split(np.random.default_rng(seed), float(cfg.held_out))
     judged = fitted(make, learned, seed)
-    figures = report(judged, held, net.space)
+    others = {"sensitivity": -sensitivity.value(held.indices)}
+    figures = report(judged, held, net.space, around=landmarks(net.costs), others=others)
     figures |= {"learned_from": len(learned), "points": points(judged, held), "weights": weights_digest(net)}
     save_predictor(fitted(make, pairs, seed), out, figures | {"provenance": provenance(seed)})
     show(figures)
@@ -88,9 +90,6 @@ def show(figures: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    def tau(value: float | None) -> str:
-        return "-" if value is None else f"{value:.3f}"
-
     title = f"{figures['pairs']} held-out pairs, learned from {figures['learned_from']}"
     table = Table(
         "", "Kendall tau", "at equal cost", "RMSE", "within 1 std", "within 2 std", title=title, title_justify="left"
@@ -101,7 +100,28 @@ def show(figures: dict[str, Any]) -> None:
         table.add_row(name, tau(control["kendall"]), tau(control["kendall_equal_cost"]))
     if figures["ceiling_equal_cost"] is not None:
         table.add_row("what the measurements allow", "", tau(figures["ceiling_equal_cost"]))
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    console.print(table)
+    if figures["windows"]:
+        console.print(near(figures))
+
+
+def near(figures: dict[str, Any]) -> Table:
+    """Kendall's tau among the held-out pairs of about one cost, for each cost that a search usually asks for."""
+    from rich.table import Table
+
+    names = list(figures["controls"])
+    table = Table("costs within 5 %", "pairs", "Kendall tau", "measurements allow", "share", *names)
+    for name, found in figures["windows"].items():
+        share = "-" if found["share_of_ceiling"] is None else f"{found['share_of_ceiling']:.0%}"
+        controls = [tau(found["controls"][control]) for control in names]
+        table.add_row(name, str(found["pairs"]), tau(found["kendall"]), tau(found["ceiling"]), share, *controls)
+    return table
+
+
+def tau(value: float | None) -> str:
+    """As the tables show it."""
+    return "-" if value is None else f"{value:.3f}"
 
 
 if __name__ == "__main__":

@@ -69,8 +69,8 @@ supernet.export.bundle supernet.export.pieces supernet.export.table supernet.exp
 supernet.export.latency
 supernet.export.legality
 supernet.export.tables
-predictors.measuring
-predictors.pairs
+predictors.measuring predictors.encoding predictors.members predictors.judging
+predictors.pairs predictors.noise
 predictors
 search
 search.timing
