@@ -74,7 +74,6 @@ class Ensemble(Members):
         self.inputs = described(space)
         self.terms = Terms(space, sensitivity, self.inputs)
         self.encoding = self.inputs.digest
-        self._folded: tuple[Any, Tensor] | None = None
 
     def _learned(self, indices: Indices, y: Float[Tensor, " n"], unseen: Tensor) -> dict[str, Tensor]:
         rows, genes = self.inputs.read(indices)
@@ -90,6 +89,7 @@ class Ensemble(Members):
             [w.requires_grad_() for w in weights.values()],
             lr=self.options["learning_rate"],
             weight_decay=self.options["weight_decay"],
+            fused=True,
         )
 
         def output() -> Tensor:
@@ -110,7 +110,7 @@ class Ensemble(Members):
             "entry": torch.zeros(members, len(unit)),
             "curve": start.repeat(members, 1),
         }
-        optimizer = torch.optim.Adam([w.requires_grad_() for w in weights.values()], lr=0.02)
+        optimizer = torch.optim.Adam([w.requires_grad_() for w in weights.values()], lr=0.02, fused=True)
         strength = self.options["pull"] / (~unseen).float().sum(1)
 
         def entries(w: Mapping[str, Tensor]) -> Tensor:
@@ -128,14 +128,13 @@ class Ensemble(Members):
 
     def _outputs(self, indices: Indices) -> Float[Tensor, "m n"]:
         known, members = self.tensors, self.options["members"]
-        if self._folded is None or self._folded[0] is not known["w1"]:
-            self._folded = known["w1"], self.inputs.fold(known["w1"], known["x_mean"], known["x_std"])
+        table = self.folded(self.inputs, known["w1"], (known["x_mean"], known["x_std"]))
         rows, genes = self.inputs.read(indices)
         terms = self.terms.codes(rows, genes)
         found = []
         for g, t in zip(genes.split(CHUNK), terms.split(CHUNK), strict=True):
             base = falling(looked_sum(t, known["entries"]), known["curve"])
-            found.append(base + through(known, looked_up(g, self._folded[1], members), LAYERS))
+            found.append(base + through(known, looked_up(g, table, members), LAYERS))
         return torch.cat(found, dim=1)
 
 

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
+from predictors.encoding import Encoding
 from supernet.cost import Factors
 from supernet.space import Indices, SearchSpace
 
@@ -62,6 +63,16 @@ class Members(ABC):
         self.space, self.sensitivity, self.rng = space, sensitivity, rng or np.random.default_rng(0)
         self.options: dict[str, Any] = {"members": members, "unseen": unseen, **options}
         self.tensors: dict[str, Tensor] = {}
+        self._folded: tuple[Tensor, Tensor] | None = None
+
+    def folded(self, inputs: Encoding, weight: Tensor, scale: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """The table of a first layer (`Encoding.fold`), made anew only when the weights are others."""
+        if self._folded is None or self._folded[0] is not weight:
+            self._folded = (
+                weight,
+                inputs.fold(weight, *(scale or (torch.zeros(inputs.width), torch.ones(inputs.width)))),
+            )
+        return self._folded[1]
 
     @abstractmethod
     def _learned(self, indices: Indices, y: Float[Tensor, " n"], unseen: Tensor) -> dict[str, Tensor]:
@@ -174,6 +185,40 @@ def descend(
         (loss if penalty is None else loss + penalty()).sum().backward()
         optimizer.step()
     return best.kept
+
+
+def minibatches(
+    weights: Mapping[str, Tensor],
+    output: Callable[[Int[Tensor, "m k"]], Float[Tensor, "m k"]],
+    y: Float[Tensor, " n"],
+    unseen: Tensor,
+    epochs: int,
+    size: int,
+    rng: np.random.Generator,
+    **rates: float,
+) -> None:
+    """SmoothL1 by Adam over shuffled batches, another order for each member; what it does not see counts nothing.
+
+    Args:
+        weights: of all members; they change.
+        output: the members' answers to pairs [members, k].
+        y: standardised scores.
+        unseen: [members, n].
+        epochs: passes over the pairs.
+        size: pairs of a batch.
+        rng: shuffles.
+        rates: `lr` and `weight_decay` of Adam.
+    """
+    members, n = unseen.shape
+    optimizer = torch.optim.Adam([w.requires_grad_() for w in weights.values()], fused=True, **rates)
+    for _ in range(epochs):
+        order = torch.from_numpy(rng.permuted(np.tile(np.arange(n), (members, 1)), axis=1))
+        for at in order.split(size, 1):
+            seen = (~unseen.gather(1, at)).float()
+            error = torch.nn.functional.smooth_l1_loss(output(at), y[at], reduction="none")
+            optimizer.zero_grad()
+            ((error * seen).sum(1) / seen.sum(1).clamp_min(1)).sum().backward()
+            optimizer.step()
 
 
 # -- perceptrons -------------------------------------------------------------------------------------------------------

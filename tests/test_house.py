@@ -69,8 +69,8 @@ supernet.export.bundle supernet.export.pieces supernet.export.table supernet.exp
 supernet.export.latency
 supernet.export.legality
 supernet.export.tables
-predictors.measuring predictors.encoding predictors.members predictors.judging
-predictors.pairs predictors.noise
+predictors.measuring predictors.encoding predictors.judging
+predictors.pairs predictors.noise predictors.members
 predictors
 search
 search.timing
