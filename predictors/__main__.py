@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
     from rich.table import Table
 
+    from predictors.active import Goal
     from predictors.pairs import Pairs
     from supernet.interfaces import Predictor
 
@@ -25,10 +26,11 @@ def main(cfg: DictConfig) -> None:
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
 
+    from predictors.active import Active
     from predictors.files import save_predictor
     from predictors.judging import landmarks, report
-    from predictors.measuring import weights_digest
-    from predictors.pairs import collect
+    from predictors.measuring import Measurer, weights_digest
+    from predictors.pairs import Pairs, collect
     from supernet.artefacts import provenance
     from supernet.config import build
     from supernet.run import load
@@ -41,32 +43,65 @@ def main(cfg: DictConfig) -> None:
     seed, trusted = int(cfg.seed), tuple(cfg.trust)
     if not 0 < cfg.held_out < 1:
         raise ValueError(f"held_out is a share in (0, 1), got {cfg.held_out}; 0.2 is usual")
+    goal = wanted(cfg.until, cfg.time, cfg.near)
     run = load(cfg.run, trusted=trusted)
     assert run.task is not None  # a run without one is refused by load
     net = run.net
     net.compile(str(cfg.compile), passes="evaluation")
     measure = build(settings["sensitivity"], trusted=trusted)
     sensitivity = measure(net, run.task.recalibrate(cfg.recalibrate_images))
-    pairs = collect(
-        net,
-        run.task,
-        int(cfg.n),
-        out=out / "pairs.jsonl",
-        rng=np.random.default_rng(seed),
-        recalibrate_images=cfg.recalibrate_images,
-        select_images=cfg.select_images,
-        sampler=build(settings["sampler"], trusted=trusted, space=net.space, costs=net.costs),
-    )
     make = build(settings["predictor"] | {"_partial_": True}, trusted=trusted)
     make = functools.partial(make, space=net.space, costs=net.costs, sensitivity=sensitivity)
-    learned, held = pairs.split(np.random.default_rng(seed), float(cfg.held_out))
+    around = landmarks(net.costs) | {str(text): net.costs.limit("bitops", text) for text in cfg.near or ()}
+    common = {
+        "out": out / "pairs.jsonl",
+        "recalibrate_images": cfg.recalibrate_images,
+        "select_images": cfg.select_images,
+    }
+    if goal is None:
+        sampler = build(settings["sampler"], trusted=trusted, space=net.space, costs=net.costs)
+        pairs = collect(net, run.task, int(cfg.n), rng=np.random.default_rng(seed), sampler=sampler, **common)
+        (learned, held), how = pairs.split(np.random.default_rng(seed), float(cfg.held_out)), {}
+    else:
+        measurer = Measurer(net, run.task, **common)
+        collected = Active(
+            net.space,
+            net.costs,
+            measurer,
+            make,
+            near=[around[str(text)] for text in cfg.near or ()],
+            batch=int(cfg.batch),
+            held=max(2, round(cfg.held_out * cfg.n)),
+            seed=seed,
+            settings={"predictor": settings["predictor"], "sensitivity": settings["sensitivity"]},
+            out=out / "collection.jsonl",
+        ).run(int(cfg.n), goal)
+        learned, held, how = collected.learned, collected.held, {"collection": collected.report}
+        pairs = Pairs.of(list(measurer.records.values()), net.fingerprint)
     judged = fitted(make, learned, seed)
     others = {"sensitivity": -sensitivity.value(held.indices)}
-    figures = report(judged, held, net.space, around=landmarks(net.costs), others=others)
+    figures = report(judged, held, net.space, around=around, others=others) | how
     figures |= {"learned_from": len(learned), "points": points(judged, held), "weights": weights_digest(net)}
     save_predictor(fitted(make, pairs, seed), out, figures | {"provenance": provenance(seed)})
     show(figures)
     print(f"learned: {out / 'predictor.safetensors'}")
+
+
+def wanted(until: str | None, limit: str | None, near: Sequence[str] | None) -> Goal | None:
+    """When an active collection ends; None: pairs are drawn beforehand, none is chosen.
+
+    Raises:
+        ValueError: unreadable limits, or costs to choose near without any.
+    """
+    from predictors.active import Goal
+
+    if until is None and limit is None:
+        if near:
+            raise ValueError(
+                f"near={list(near)} says where to choose, which needs until=tau:0.85 or time=10min beside it"
+            )
+        return None
+    return Goal.parse(until, limit)
 
 
 def fitted(make: Callable[..., Any], pairs: Pairs, seed: int) -> Any:

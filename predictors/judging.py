@@ -58,6 +58,8 @@ def ceiling(halves: Table, costs: Table, window: float = 0.05) -> float | None:
 
     The two halves of the images agree with some tau; as correlation r = sin(pi tau / 2), Spearman and Brown's 2 r /
     (1 + r) is that of two full measurements, and its root that of one measurement with the truth.
+    The truth is accuracy on endless images of the kind. What is peculiar to these images a predictor may learn as well,
+    since it is judged on the same ones, and then surpass this.
     """
     tau, _ = kendall_at_equal_cost(halves[:, 0], halves[:, 1], costs, window)
     if tau is None or tau <= 0:
