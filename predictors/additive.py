@@ -33,6 +33,8 @@ class Additive:
         ValueError: no sensitivity.
     """
 
+    encoding = ""
+
     def __init__(
         self,
         space: SearchSpace,

@@ -74,9 +74,9 @@ supernet.export.bundle supernet.export.pieces supernet.export.table supernet.exp
 supernet.export.latency
 supernet.export.legality
 supernet.export.tables
-predictors.measuring
+predictors.measuring predictors.encoding predictors.judging
 predictors.crew
-predictors.pairs
+predictors.pairs predictors.noise predictors.members
 predictors.sensitivity
 predictors.layer_outputs predictors.layer_inputs
 predictors.single_changes
