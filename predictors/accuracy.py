@@ -12,8 +12,8 @@ from torch import Tensor
 
 from predictors.encoding import described
 from predictors.judging import Measured
-from predictors.members import Members, descend, layers, looked_up, standard, through
-from predictors.noise import Terms, logarithm, looked_sum, sums
+from predictors.members import Members, descend, layers, standard, through
+from predictors.noise import Terms, logarithm, sums
 from supernet.cost import Costs, Factors
 from supernet.space import Indices, SearchSpace
 
@@ -74,14 +74,15 @@ class Ensemble(Members):
         self.inputs = described(space)
         self.terms = Terms(space, sensitivity, self.inputs)
         self.encoding = self.inputs.digest
+        self._made: tuple[Tensor, Tensor] | None = None
 
     def _learned(self, indices: Indices, y: Float[Tensor, " n"], unseen: Tensor) -> dict[str, Tensor]:
         rows, genes = self.inputs.read(indices)
-        terms = self.terms.codes(rows, genes)
-        known = self._curve(terms, y, unseen)
+        codes = torch.cat([genes, self.terms.codes(rows)], dim=1)
+        known = self._curve(codes, y, unseen)
         x = self.inputs.features(genes)
         known |= standard(x)
-        base = falling(looked_sum(terms, known["entries"]), known["curve"])
+        base = falling(logarithm(sums(codes, len(known["entries"]))(known["entries"])), known["curve"])
         wide = ((x - known["x_mean"]) / known["x_std"]).expand(self.options["members"], -1, -1)
         h = self.options["hidden"]
         weights = layers(self.options["members"], (self.inputs.width, h, h, 1), self.rng, silent=True)
@@ -93,7 +94,7 @@ class Ensemble(Members):
         )
 
         def output() -> Tensor:
-            return base + through(weights, torch.bmm(wide, weights["w1"]), LAYERS)
+            return base + through(weights, torch.baddbmm(weights["b1"], wide, weights["w1"]), LAYERS)
 
         return known | descend(weights, output, y, unseen, optimizer, self.options["steps"])
 
@@ -127,14 +128,26 @@ class Ensemble(Members):
 
     def _outputs(self, indices: Indices) -> Float[Tensor, "m n"]:
         known, members = self.tensors, self.options["members"]
-        table = self.folded(self.inputs, known["w1"], (known["x_mean"], known["x_std"]))
+        table = self._table()
         rows, genes = self.inputs.read(indices)
-        terms = self.terms.codes(rows, genes)
+        joint = self.terms.codes(rows) if len(self.terms.offsets) else None
         found = []
-        for g, t in zip(genes.split(CHUNK), terms.split(CHUNK), strict=True):
-            base = falling(looked_sum(t, known["entries"]), known["curve"])
-            found.append(base + through(known, looked_up(g, table, members), LAYERS))
+        for k in range(0, len(rows), CHUNK):
+            part = genes[k : k + CHUNK]
+            summed = torch.nn.functional.embedding_bag(part, table, mode="sum")
+            error, first = summed[:, :members], summed[:, members:].view(len(part), members, -1).transpose(0, 1)
+            if joint is not None:
+                error = error + torch.nn.functional.embedding_bag(joint[k : k + CHUNK], known["entries"], mode="sum")
+            found.append(falling(logarithm(error), known["curve"]) + through(known, first, LAYERS))
         return torch.cat(found, dim=1)
+
+    def _table(self) -> Tensor:
+        """What one look-up of a gene brings: its term for every member, and what it adds to their first layers."""
+        known = self.tensors
+        if self._made is None or self._made[0] is not known["w1"]:
+            first = self.inputs.fold(known["w1"], known["b1"], known["x_mean"], known["x_std"])
+            self._made = known["w1"], torch.cat([known["entries"][: self.terms.single], first], dim=1)
+        return self._made[1]
 
 
 def falling(logs: Float[Tensor, "m n"], curve: Float[Tensor, "m 4"]) -> Float[Tensor, "m n"]:

@@ -77,7 +77,7 @@ class CQAP(Members):
         weights = layers(o["members"], (self.inputs.width, *[o["hidden"]] * o["depth"], 1), self.rng)
 
         def output(at: Tensor) -> Tensor:
-            return through(weights, torch.bmm(x[at], weights["w1"]), o["depth"] + 1)
+            return through(weights, torch.baddbmm(weights["b1"], x[at], weights["w1"]), o["depth"] + 1)
 
         size = min(o["batch"], max(16, -(-len(y) // ROUNDS)))
         rates = {"lr": o["learning_rate"], "weight_decay": o["weight_decay"]}
@@ -85,6 +85,6 @@ class CQAP(Members):
         return {name: w.detach() for name, w in weights.items()}
 
     def _outputs(self, indices: Indices) -> Float[Tensor, "m n"]:
-        table = self.folded(self.inputs, self.tensors["w1"])
+        table = self.folded(self.inputs)
         codes = self.inputs.read(indices)[1]
         return through(self.tensors, looked_up(codes, table, self.options["members"]), self.options["depth"] + 1)

@@ -75,11 +75,18 @@ class Encoding:
         return torch.cat([table[local[:, i]] for i, table in enumerate(self.tables)], dim=1)
 
     def fold(
-        self, weight: Float[Tensor, "m f h"], mean: Float[Tensor, " f"], std: Float[Tensor, " f"]
+        self,
+        weight: Float[Tensor, "m f h"],
+        bias: Float[Tensor, "m 1 h"],
+        mean: Float[Tensor, " f"] | None = None,
+        std: Float[Tensor, " f"] | None = None,
     ) -> Float[Tensor, "rows m*h"]:
-        """Table of which the rows `codes`, summed, are (features - mean) / std @ weight of every member."""
-        w, m, s = weight.split(self.widths, 1), mean.split(self.widths), std.split(self.widths)
+        """Table of which the rows `codes`, summed, are (features - mean) / std @ weight + bias of every member."""
+        m = (torch.zeros(self.width) if mean is None else mean).split(self.widths)
+        s = (torch.ones(self.width) if std is None else std).split(self.widths)
+        w = weight.split(self.widths, 1)
         folded = [torch.matmul((table - m[i]) / s[i], w[i]) for i, table in enumerate(self.tables)]
+        folded[0] = folded[0] + bias  # each row looks the first gene up once
         return torch.cat(folded, dim=1).transpose(0, 1).flatten(1).contiguous()
 
 

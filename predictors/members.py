@@ -65,13 +65,11 @@ class Members(ABC):
         self.tensors: dict[str, Tensor] = {}
         self._folded: tuple[Tensor, Tensor] | None = None
 
-    def folded(self, inputs: Encoding, weight: Tensor, scale: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    def folded(self, inputs: Encoding) -> Tensor:
         """The table of a first layer (`Encoding.fold`), made anew only when the weights are others."""
+        weight = self.tensors["w1"]
         if self._folded is None or self._folded[0] is not weight:
-            self._folded = (
-                weight,
-                inputs.fold(weight, *(scale or (torch.zeros(inputs.width), torch.ones(inputs.width)))),
-            )
+            self._folded = weight, inputs.fold(weight, self.tensors["b1"])
         return self._folded[1]
 
     @abstractmethod
@@ -237,9 +235,8 @@ def layers(members: int, sizes: Sequence[int], rng: np.random.Generator, silent:
     return weights
 
 
-def through(weights: Mapping[str, Tensor], first: Float[Tensor, "m n h"], count: int) -> Float[Tensor, "m n"]:
-    """The layers behind the first one, whose output without bias is `first`: ReLU between `count` layers in all."""
-    hidden = first + weights["b1"]
+def through(weights: Mapping[str, Tensor], hidden: Float[Tensor, "m n h"], count: int) -> Float[Tensor, "m n"]:
+    """The layers behind the first one, whose output is `hidden` (it changes): ReLU between `count` layers in all."""
     for k in range(2, count + 1):
         hidden = torch.baddbmm(weights[f"b{k}"], hidden.relu_(), weights[f"w{k}"])
     return hidden[..., 0]
@@ -252,6 +249,6 @@ def standard(x: Float[Tensor, "n f"]) -> dict[str, Tensor]:
 
 
 def looked_up(codes: Tensor, table: Float[Tensor, "rows m*h"], members: int) -> Float[Tensor, "m n h"]:
-    """First layer without bias: rows of a folded table, summed."""
+    """First layer: rows of a folded table, summed."""
     summed = torch.nn.functional.embedding_bag(codes, table, mode="sum")
     return summed.view(len(codes), members, -1).transpose(0, 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -23,6 +23,10 @@ LARGEST = 10**8
 class Terms:
     """A sensitivity, flat: one number for each entry of each of its tables, and where a row finds its own.
 
+    First come the entries of single genes, laid out as the encoding's tables are (an inactive gene has an entry of its
+    own, 0), so that the encoding's codes find them; a term that also looks at what its gene depends on is one of these.
+    The tables over several genes follow, each with codes of its own.
+
     Args:
         space: of the rows.
         factors: the sensitivity; None: the variance of rounding, 4^-bits of every quantized tensor, and for every other
@@ -34,62 +38,92 @@ class Terms:
         owner: [entries] which term each belongs to.
         traits: [entries, p] what a term's entries have in common with those of other terms: bits, granularity, ... of
             weights, and of inputs. 0 where no quantized gene looks the entry up.
+        single: number of entries of single genes.
     """
 
     def __init__(self, space: SearchSpace, factors: Factors | None, encoding: Encoding) -> None:
-        self.space, self.of_genes = space, factors is None
-        if factors is None:
-            self._of_genes(encoding)
-        else:
-            self._of_factors([(dims, table) for dims, table in factors.terms if dims])
-
-    def _of_genes(self, encoding: Encoding) -> None:
-        kinds = Kinds(self.space)
-        values, traits = [], []
-        for d in self.space.dimensions:
-            sizes = np.array([magnitude(c) for c in d.choices], dtype=float)
-            values += [4.0**-sizes if d.quantizes else 4.0**-3 * (1 - sizes / sizes.max()), np.zeros(1)]
-            traits += [kinds.of(d), np.zeros((1, kinds.width))]
-        owner = np.repeat(np.arange(len(self.space)), [len(d.choices) + 1 for d in self.space.dimensions])
-        self._keep(np.concatenate(values), owner, np.concatenate(traits))
-
-    def _of_factors(self, terms: Sequence[tuple[tuple[int, ...], NDArray[np.float64]]]) -> None:
-        kinds = Kinds(self.space)
-        arity = max((len(dims) for dims, _ in terms), default=1)
-        self.positions = np.zeros((arity, len(terms)), dtype=np.int64)
-        self.strides = np.zeros((arity, len(terms)), dtype=np.int64)
-        values, traits = [np.zeros(0)], [np.zeros((0, kinds.width))]
-        for t, (dims, table) in enumerate(terms):
+        self.space, kinds = space, Kinds(space)
+        alone, joint = (rounding(space), []) if factors is None else separated(space, factors)
+        values = [np.append(table, 0.0) for table in alone]
+        traits = [np.pad(kinds.of(d), ((0, 1), (0, 0))) for d in space.dimensions]
+        self.single = sum(map(len, values))
+        arity = max((len(dims) for dims, _ in joint), default=1)
+        self.positions = np.zeros((arity, len(joint)), dtype=np.int64)
+        self.strides = np.zeros((arity, len(joint)), dtype=np.int64)
+        for t, (dims, table) in enumerate(joint):
             self.positions[: len(dims), t] = dims
             self.strides[: len(dims), t] = [int(np.prod(table.shape[k + 1 :])) for k in range(len(dims))]
             values.append(table.ravel())
-            grid = np.zeros((*table.shape, kinds.width))
-            for axis, i in enumerate(dims):
-                if self.space.dimensions[i].quantizes:
-                    shape = [1] * table.ndim + [kinds.width]
-                    shape[axis] = table.shape[axis]
-                    grid = grid + kinds.of(self.space.dimensions[i]).reshape(shape)
-            traits.append(grid.reshape(-1, kinds.width))
-        sizes = np.array([table.size for _, table in terms], dtype=np.int64)
-        self.offsets = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int64)[: len(terms)]
-        self._keep(np.concatenate(values), np.repeat(np.arange(len(terms)), sizes), np.concatenate(traits))
-
-    def _keep(self, values: NDArray[np.float64], owner: NDArray[np.int64], traits: NDArray[np.float64]) -> None:
-        self.values = torch.from_numpy(np.maximum(values, 0.0).astype(np.float32))
-        self.owner = torch.from_numpy(owner)
-        self.traits = torch.from_numpy(traits.astype(np.float32))
+            traits.append(_joint_traits(space, dims, table, kinds))
+        sizes = np.array([len(v) for v in values], dtype=np.int64)
+        self.offsets = (np.cumsum(sizes) - sizes)[len(alone) :]
+        self.values = torch.from_numpy(np.maximum(np.concatenate(values), 0.0).astype(np.float32))
+        self.owner = torch.from_numpy(np.repeat(np.arange(len(sizes)), sizes))
+        self.traits = torch.from_numpy(np.concatenate(traits).astype(np.float32))
 
     @property
     def count(self) -> int:
-        """Number of terms."""
-        return int(self.owner[-1]) + 1 if len(self.owner) else 0
+        """Number of terms, one for each gene and one for each table over several."""
+        return int(self.owner[-1]) + 1
 
-    def codes(self, rows: Indices, genes: Int[Tensor, "n d"]) -> Int[Tensor, "n t"]:
-        """Which entries canonical rows [n, d] look up; `genes`: their codes in the encoding."""
-        if self.of_genes:
-            return genes
-        codes = self.offsets + sum(rows[:, p] * s for p, s in zip(self.positions, self.strides, strict=True))
+    def codes(self, rows: Indices) -> Int[Tensor, "n t"]:
+        """Which entries canonical rows [n, d] look up besides those of their single genes."""
+        codes = np.tile(self.offsets, (len(rows), 1))
+        for position, stride in zip(self.positions, self.strides, strict=True):
+            codes += rows[:, position] * stride
         return torch.from_numpy(codes)
+
+
+def rounding(space: SearchSpace) -> list[NDArray[np.float64]]:
+    """What each choice of each dimension is presumed to cost where nothing was measured."""
+    sizes = [np.array([magnitude(c) for c in d.choices], dtype=float) for d in space.dimensions]
+    return [
+        4.0**-s if d.quantizes else 4.0**-3 * (1 - s / s.max()) for s, d in zip(sizes, space.dimensions, strict=True)
+    ]
+
+
+def separated(
+    space: SearchSpace, factors: Factors
+) -> tuple[list[NDArray[np.float64]], list[tuple[tuple[int, ...], NDArray[np.float64]]]]:
+    """For each dimension the sum of the terms over it alone, and the terms over several."""
+    alone, joint = [np.zeros(len(d.choices)) for d in space.dimensions], []
+    for dims, table in factors.terms:
+        found = _of_one_gene(space, dims, table)
+        if found is not None:
+            alone[found[0]] = alone[found[0]] + found[1]
+        elif dims:  # a constant moves the curve and orders nothing
+            joint.append((dims, table))
+    return alone, joint
+
+
+def _of_one_gene(
+    space: SearchSpace, dims: tuple[int, ...], table: NDArray[np.float64]
+) -> tuple[int, NDArray[np.float64]] | None:
+    """(dimension, its table) of a term that looks at one gene, and else only at whether that is active."""
+    for axis, i in enumerate(dims):
+        gates = {space.position[name]: allowed for name, allowed in space.dimensions[i].active_if}
+        if set(dims) - {i} <= gates.keys() and not any(space.dimensions[g].active_if for g in gates):
+            on = np.ones(table.shape, dtype=bool)
+            for k, g in enumerate(dims):
+                if g != i:
+                    allowed = np.array([c in gates[g] for c in space.dimensions[g].choices])
+                    on &= allowed.reshape([-1 if j == k else 1 for j in range(table.ndim)])
+            at = np.moveaxis(on, axis, 0)[0].ravel()
+            flat = np.moveaxis(table, axis, 0).reshape(table.shape[axis], -1)
+            if at.any() and (flat[:, ~at] == 0).all() and (flat[:, at] == flat[:, at][:, :1]).all():
+                return i, flat[:, at][:, 0]
+    return None
+
+
+def _joint_traits(
+    space: SearchSpace, dims: tuple[int, ...], table: NDArray[np.float64], kinds: Kinds
+) -> NDArray[np.float64]:
+    """[entries, p] sum of the traits of the quantized choices that look an entry up."""
+    grid = np.zeros((*table.shape, kinds.width))
+    for axis, i in enumerate(dims):
+        shape = [table.shape[k] if k == axis else 1 for k in range(table.ndim)]
+        grid = grid + kinds.of(space.dimensions[i]).reshape([*shape, kinds.width])
+    return grid.reshape(-1, kinds.width)
 
 
 class Kinds:
@@ -123,11 +157,6 @@ class Kinds:
 def kind(dimension: Dimension) -> str:
     """`weight` of `layer1.0.conv1.weight`."""
     return dimension.name.rpartition(".")[2]
-
-
-def looked_sum(codes: Int[Tensor, "n t"], entries: Float[Tensor, "rows m"]) -> Float[Tensor, "m n"]:
-    """Logarithm of the sum of the entries that each row looks up, for every member."""
-    return logarithm(torch.nn.functional.embedding_bag(codes, entries, mode="sum"))
 
 
 def sums(codes: Int[Tensor, "n t"], rows: int) -> Callable[[Float[Tensor, "rows m"]], Float[Tensor, "n m"]]:

@@ -94,14 +94,14 @@ class Transfer(Members):
             inputs = x[at] * mask
 
             def output(batch: Tensor, inputs: Tensor = inputs) -> Tensor:
-                return through(weights, torch.bmm(inputs[batch], weights["w1"]), o["depth"] + 1)
+                return through(weights, torch.baddbmm(weights["b1"], inputs[batch], weights["w1"]), o["depth"] + 1)
 
             size = min(o["batch"], max(SMALLEST_BATCH, len(at) // 8))
             minibatches(weights, output, y[at], unseen[:, at], epochs, size, self.rng, **rates)
         return {name: w.detach() for name, w in weights.items()}
 
     def _outputs(self, indices: Indices) -> Float[Tensor, "m n"]:
-        table = self.folded(self.inputs, self.tensors["w1"])
+        table = self.folded(self.inputs)
         codes = self.inputs.read(indices)[1]
         return through(self.tensors, looked_up(codes, table, self.options["members"]), self.options["depth"] + 1)
 

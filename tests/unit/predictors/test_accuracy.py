@@ -5,8 +5,10 @@ import pytest
 import torch
 
 from predictors.accuracy import CHUNK, Ensemble, falling, fit_predictor
+from predictors.encoding import described
 from predictors.judging import kendall, report
 from predictors.members import parts
+from predictors.noise import Terms
 from supernet.cost import Factors
 
 QUICK = {"members": 4, "steps": 120}
@@ -131,7 +133,7 @@ def test_a_correction_finds_what_no_sum_can_say(chain, truth, rng):
 
 
 def test_looking_up_is_what_a_plain_forward_pass_computes(chain, truth, rng):
-    """Inputs multiplied, terms from Factors itself, in float64."""
+    """Inputs multiplied, the weighed terms as Factors, in float64."""
     space, _ = chain
     rows = space.sample_indices(60, rng)
     predictor = Ensemble(space, None, truth[0], rng, **QUICK)
@@ -139,13 +141,16 @@ def test_looking_up_is_what_a_plain_forward_pass_computes(chain, truth, rng):
     known = {name: t.double().numpy() for name, t in predictor.tensors.items()}
     many = space.sample_indices(CHUNK + 50, rng)
     x = (space.features(many) - known["x_mean"]) / known["x_std"]
-    ends = np.cumsum([t.size for _, t in truth[0].terms])
+    ends = np.cumsum([len(d.choices) + 1 for d in space.dimensions])
     outputs = []
     for m in range(QUICK["members"]):
         tables = np.split(known["entries"][:, m], ends[:-1])
-        weighed = Factors(tuple((d, e.reshape(t.shape)) for e, (d, t) in zip(tables, truth[0].terms, strict=True)))
+        assert all(table[-1] == 0 for table in tables), "what is not there makes no error"
+        error = np.sum(
+            [t[np.where(on, k, -1)] for t, k, on in zip(tables, many.T, space.active(many).T, strict=True)], 0
+        )
         top, drop, middle, rate = known["curve"][m]
-        base = top - np.exp(drop) / (1 + np.exp(-np.exp(rate) * (np.log(weighed.value(many)) - middle)))
+        base = top - np.exp(drop) / (1 + np.exp(-np.exp(rate) * (np.log(error) - middle)))
         hidden = np.maximum(x @ known["w1"][m] + known["b1"][m], 0)
         hidden = np.maximum(hidden @ known["w2"][m] + known["b2"][m], 0)
         outputs.append(base + (hidden @ known["w3"][m] + known["b3"][m])[:, 0])
@@ -159,3 +164,36 @@ def test_the_curve_falls_from_its_top_by_its_drop():
     curve = torch.tensor([[2.0, np.log(3.0), 1.0, np.log(4.0)]], dtype=torch.float64)
     found = falling(torch.tensor([[-50.0, 1.0, 50.0]], dtype=torch.float64), curve)
     assert torch.allclose(found, torch.tensor([[2.0, 0.5, -1.0]], dtype=torch.float64))
+
+
+def test_terms_over_several_genes_are_looked_up_too(chain, truth, rng):
+    """A term over the bits of two layers, and one that looks at more of the depth than whether its layer runs."""
+    space, _ = chain
+    pair = rng.random((len(space.dimensions[1].choices), len(space.dimensions[3].choices)))
+    deep = ((0, space.position["l7.weight"]), rng.random((4, len(space.dimensions[-2].choices))))
+    joint = Factors((*truth[0].terms, ((1, 3), pair), deep))
+    terms = Terms(space, joint, described(space))
+    rows = space.sample_indices(50, rng)
+    genes = described(space).read(rows)[1]
+    found = terms.values[genes].sum(1) + terms.values[terms.codes(rows)].sum(1)
+    assert len(terms.offsets) == 2 and np.allclose(found, joint.value(rows), rtol=1e-5)
+    predictor = Ensemble(space, None, joint, rng, **QUICK)
+    predictor.fit(rows, -joint.value(rows))
+    order = np.random.default_rng(0).permutation(50)
+    assert np.allclose(predictor.predict(rows[order])[0], predictor.predict(rows)[0][order], atol=1e-5)
+    assert kendall(-joint.value(rows), predictor.predict(rows)[0]) > 0.8
+
+
+def test_without_a_sensitivity_terms_are_the_variance_of_rounding(chain, rng):
+    space, _ = chain
+    terms, rows = Terms(space, None, described(space)), space.sample_indices(30, rng)
+    found = terms.values[described(space).read(rows)[1]]
+    for row, values in zip(rows, found, strict=True):
+        config = space.config(row)
+        expected = [
+            0.0
+            if d.name not in config
+            else (4.0**-3 * (1 - config[d.name] / 4) if k == 0 else 4.0 ** -config[d.name].bits)
+            for k, d in enumerate(space.dimensions)
+        ]
+        assert np.allclose(values, expected)
