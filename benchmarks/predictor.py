@@ -18,6 +18,7 @@ Prints both and writes benchmarks/results/predictor.json.
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import sys
 import time
@@ -67,9 +68,7 @@ def flat(costs: Table, count: int, rng: np.random.Generator, bins: int = BINS) -
     Bins that hold too few give all they have, and the others the rest.
     """
     edges = np.geomspace(costs.min(), costs.max() * (1 + 1e-9), bins + 1)
-    members = [
-        rng.permutation(np.flatnonzero((costs >= a) & (costs < b))) for a, b in zip(edges, edges[1:], strict=False)
-    ]
+    members = [rng.permutation(np.flatnonzero((costs >= a) & (costs < b))) for a, b in itertools.pairwise(edges)]
     turns = np.concatenate([np.arange(len(m)) + rng.random(len(m)) for m in members])
     return np.sort(np.concatenate(members)[np.argsort(turns)[:count]])
 
