@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from supernet.cost import Factors
+from search.variation import single_changes
+from supernet.cost import Cost
 from supernet.space import Indices, SearchSpace
 
 Table = NDArray[np.float64]
@@ -21,7 +22,7 @@ def refined(
     space: SearchSpace,
     row: Indices,
     limits: Mapping[str, float],
-    kinds: Mapping[str, Factors],
+    kinds: Mapping[str, Cost],
     score: Callable[[Indices], Table],
     rounds: int = 200,
 ) -> Indices:
@@ -47,7 +48,7 @@ def refined(
 
     best, here = row, float(score(row[None])[0])
     for _ in range(rounds):
-        genes, values = _changes(space, best)
+        genes, values = single_changes(space, best)
         singles = space.spread(np.repeat(best[None], len(genes), axis=0), genes, values)
         gain, spent = score(singles) - here, costs(singles)
         better = (spent <= bounds).all(1) & (gain > 0)
@@ -63,21 +64,6 @@ def refined(
             return best
         best, here = tried[int(np.argmax(scores))], float(scores.max())
     return best
-
-
-def _changes(space: SearchSpace, row: Indices) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(gene, value) of every other admissible choice of every active gene; of tied genes, of one."""
-    active = space.active(row[None])[0]
-    spoken = {i for group in space.ties for i in [j for j in group if active[j]][1:]}
-    found = [
-        (i, k)
-        for i, mask in enumerate(space.admissible)
-        if active[i] and i not in spoken
-        for k in np.flatnonzero(mask)
-        if k != row[i]
-    ]
-    genes, values = np.array(found, dtype=np.int64).reshape(-1, 2).T
-    return genes, values
 
 
 def _promising(

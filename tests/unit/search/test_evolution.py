@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from deap import base, tools
 
-from search.evolution import NSGA2, crossed, dominates, mutated, survivors
+from search.evolution import NSGA2, survivors
+from search.keeping import dominates
+from search.variation import crossed, mutated
 from supernet.cost import over
 
 
@@ -28,7 +30,7 @@ def test_the_optimum_of_an_enumerable_space_is_found(small, every_row, sensitivi
     limits = [float(v) for v in np.quantile(costs.kinds["bitops"].value(rows), [0.1, 0.4, 0.8])]
     algorithm = NSGA2(space, costs, [{"bitops": v} for v in limits], population=40)
     run(algorithm, objectives(costs, objective), 15, 40, rng)
-    for limit, (_, values) in zip(limits, algorithm.best, strict=True):
+    for limit, values in zip(limits, algorithm.best.values, strict=True):
         optimum = objective.value(rows[costs.kinds["bitops"].value(rows) <= limit]).min()
         assert values[0, 0] <= 1.02 * optimum
 
@@ -60,7 +62,7 @@ def test_seeds_come_first_and_survive(chain, sensitivity, rng):
     values = objectives(costs, sensitivity(space, costs.layers, rng))(rows)
     values[0, 0] = -1.0  # the best of all, and by far not the cheapest
     algorithm.tell(rows, values, 0, 1)
-    assert np.array_equal(algorithm.best[0][0][0], seeds[0]) and (algorithm.rows == seeds[0]).all(1).any()
+    assert np.array_equal(algorithm.best.rows[0][0], seeds[0]) and (algorithm.rows == seeds[0]).all(1).any()
 
 
 def test_the_generator_decides_and_a_stored_state_continues_alike(short, sensitivity):
