@@ -43,11 +43,15 @@ class Sample:
 
     A forward pre-hook. Values are taken in the order of memory, so that nothing is copied whatever the layout. The
     extremes are kept apart: among the sample each would count as if it were as frequent as what one value stands for.
+
+    Attributes:
+        count: values met, of which the sample holds a part.
     """
 
     def __init__(self) -> None:
         self.kept: list[Tensor] = []
         self.limits: list[Tensor] = []
+        self.count = 0
 
     def __call__(self, _module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         (x,) = inputs
@@ -57,6 +61,7 @@ class Sample:
             step += 1
         self.kept.append(flat[::step].clone())  # a view would keep the whole tensor
         self.limits.append(torch.stack(flat.aminmax()))
+        self.count += flat.numel()
 
     @property
     def values(self) -> Tensor:

@@ -311,7 +311,8 @@ class SuperNet(nn.Module):
                 assert isinstance(weight, Tensor)
                 quantizer.start(weight)
             else:
-                quantizer.start(samples[name].values, samples[name].extremes)
+                seen = samples[name]
+                quantizer.start(seen.values, seen.extremes, 1 / seen.count)
         self._bind(np.asarray(self.active))
 
     def materialise(self, config: SubnetConfig | Sequence[int] | Indices) -> nn.Module:

@@ -22,8 +22,8 @@ from supernet.quant.ranges import order_statistics, start_values
 from supernet.quant.ste import ASYMMETRIC, LOW, FakeQuantize, Select, TableQuantize, encode, limits, nearest_level
 
 FIELDS = ("choice", "low", "high", "asymmetric", "bypass")
-CELLS_PER_TENSOR, CELLS_PER_CHANNEL, CELLS_PER_LAYER = 2048, 128, 1 << 16
-"""Order statistics that start values are found with: of the whole; of a channel, at least this many, more in small layers."""
+CELLS_PER_TENSOR, CELLS_PER_CHANNEL, CELLS_PER_LAYER = 2048, 256, 1 << 16
+"""Order statistics that start values are found with: of the whole, of a channel at least, of all channels together."""
 
 
 class Quantizer(nn.Module):
@@ -191,26 +191,25 @@ class Quantizer(nn.Module):
 
     # -- start values -------------------------------------------------------------------------------------------------
     @torch.no_grad()
-    def start(self, data: Tensor, extremes: tuple[float, float] | None = None) -> None:
+    def start(self, data: Tensor, extremes: tuple[float, float] | None = None, share: float = 0.0) -> None:
         """Set scale and zero-point of every choice from data: the weight itself, or a sample of the activations.
 
         An activation that is never negative becomes unsigned for good (its codes start at 0).
 
         Args:
             data: all values, or an even sample of them.
-            extremes: smallest and largest value of what was sampled; ranges reach as far, but a value so rare counts
-                for nothing in their error.
+            extremes, share: smallest and largest value of what was sampled, and the share of it that one value is. The
+                sample may have missed them, and each counts for no more than it is, however many the others stand for.
         """
         data = data.float()
-        least = float(data.min()) if extremes is None else extremes[0]
         if not self.weight:
-            self.set_unsigned(least >= 0)
+            self.set_unsigned(float(data.min()) >= 0 and (extremes is None or extremes[0] >= 0))
         for size in sorted({n for _, n in self.spans}):
             cells = CELLS_PER_TENSOR if size == 1 else max(CELLS_PER_CHANNEL, CELLS_PER_LAYER // size)
             sample, weights = order_statistics(data.reshape(size, -1), cells)
             if extremes is not None:
                 sample = torch.cat([sample, sample.new_tensor([extremes])], 1)
-                weights = torch.cat([weights, weights.new_zeros(2)])
+                weights = torch.cat([weights, weights.new_full((2,), share)])
             these = [k for k, (_, n) in enumerate(self.spans) if n == size]
             low, high = zip(*(self.limits(k) for k in these), strict=True)
             symmetric = [self.choices[k].symmetric for k in these]
