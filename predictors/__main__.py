@@ -59,7 +59,7 @@ def main(cfg: DictConfig) -> None:
     if goal is None:
         sampler = build(settings["sampler"], trusted=trusted, space=net.space, costs=net.costs)
         pairs = collect(net, run.task, int(cfg.n), rng=np.random.default_rng(seed), sampler=sampler, **measured_on)
-        (learned, held), how = pairs.split(np.random.default_rng(seed), float(cfg.held_out)), {}
+        (learned, held), how = pairs.split(np.random.default_rng(seed), float(cfg.held_out)), dict[str, Any]()
     else:
         targets = [around[str(text)] for text in cfg.near or ()]
         pairs, (learned, held), how = chosen(run, settings, goal, make, targets, measured_on)
