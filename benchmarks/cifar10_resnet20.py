@@ -1,12 +1,11 @@
-"""The main job on real data: a ResNet-20 supernet on CIFAR-10, one search for four budgets, four exported files.
+"""The main job on real data: one search for four budgets in a trained ResNet-20 supernet, four exported files.
 
-    python benchmarks/cifar10_resnet20.py --data DATA [--work runs/cifar10_resnet20] [--epochs 5] [--pairs 200]
+    python benchmarks/cifar10_resnet20.py --data DATA [--work runs/cifar10_resnet20]
 
-DATA holds `cifar10/unpack.py` (writes the JPEG folder) and `pretrained/cifar10_jpeg_resnet20.safetensors` (88.78 % in
-float on the 10,000 JPEG test images). The weights have seen the whole training part, so select = test[0:5000] and
-test = test[5000:10000]: pairs, search and re-evaluation see the first half only, the table is measured on the second.
-Every stage goes through the doors, and a stage that is complete is not run again; a run that was killed goes on where
-it stopped.
+Starts from the supernet, the pairs and the predictor of benchmarks/results/supernet_resnet20 (made by
+supernet_resnet20.py, which says what DATA holds). Pairs, search and re-evaluation see the first half of the test part
+only, the table is measured on the second. Every stage goes through the doors, and a stage that is complete is not run
+again; a run that was killed goes on where it stopped.
 
 Writes benchmarks/results/cifar10_resnet20.json and the table in README.md.
 """
@@ -15,22 +14,19 @@ from __future__ import annotations
 
 import argparse
 import re
-import subprocess
+import shutil
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import elastibit as eb
+from benchmarks.supernet_resnet20 import RESULTS, ROOT, unpack
 from supernet.artefacts import provenance, read_json, write_json, write_text
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULT = ROOT / "benchmarks" / "results" / "cifar10_resnet20.json"
+RESULT = RESULTS / "cifar10_resnet20.json"
 BUDGETS = ("w2a2", "w3a3", "w4a4", "w6a6")
-MEASURED_ON = {
-    "predict": ("compile=quantizers", "recalibrate_images=512", "select_images=1500"),
-    "search": ("compile=quantizers", "candidates=5", "recalibrate_images=1024", "select_images=2500"),
-}
+MEASURED_ON = ("compile=regional",)
 KINDS = {"searched": "searched", "uniform": "best uniform", "integer_program": "integer program"}
 
 
@@ -43,22 +39,12 @@ def door(*words: str) -> float:
     return time.monotonic() - start
 
 
-def stages(options: argparse.Namespace, run: Path, images: Path) -> dict[str, float]:
-    """Train, collect, search and export, each only where its files are not there yet; seconds by stage."""
+def stages(run: Path, seed: int) -> dict[str, float]:
+    """Search and export, each only where its files are not there yet; seconds by stage."""
     seconds = {}
-    seed = f"seed={options.seed}"
-    weights = options.data / "pretrained" / "cifar10_jpeg_resnet20.safetensors"
-    if not (run / "space.json").exists() or not (run / "checkpoints" / "last.ckpt").exists():
-        data = [f"task.source.root={images}", f"backbone.weights={weights}"]
-        fresh = ["experiment=cifar10_resnet20", *data, f"epochs={options.epochs}", "overwrite=true"]
-        seconds["train"] = door("train", *fresh, seed, f"run={run}")
-    elif read_json(run / "space.json")["epochs"] < options.epochs:
-        seconds["train"] = door("train", f"run={run}", "resume=true")
-    if not (run / "predictor.json").exists():
-        seconds["predict"] = door("predict", f"run={run}", f"n={options.pairs}", seed, *MEASURED_ON["predict"])
     if not (run / "front.json").exists():
         budgets = f"budget.bitops=[{','.join(BUDGETS)}]"
-        seconds["search"] = door("search", f"run={run}", budgets, seed, *MEASURED_ON["search"])
+        seconds["search"] = door("search", f"run={run}", budgets, f"seed={seed}", *MEASURED_ON)
     if not all((run / "export" / s["id"] / "card.json").exists() for s in read_json(run / "front.json")["subnets"]):
         seconds["export"] = door("export", f"run={run}", "subnet=all", "profile=int8")
     return seconds
@@ -135,23 +121,22 @@ def exported(card: dict[str, Any]) -> str:
 
 def main() -> None:
     """Run what is missing, judge, write JSON and table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path("runs/cifar10_resnet20"))
-    parser.add_argument("--epochs", type=int, default=5)
-    parser.add_argument("--pairs", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    run, images = options.work / "run", (options.work / "images").absolute()
-    if not (images / "jpeg").exists():
-        images.mkdir(parents=True, exist_ok=True)
-        subprocess.run([sys.executable, str(options.data / "cifar10" / "unpack.py"), str(images)], check=True)
+    unpack(options.data)
+    run, start = options.work, RESULTS / "supernet_resnet20"
+    if not (run / "space.json").exists():
+        shutil.copytree(start, run)
     before = read_json(RESULT)["measured"]["seconds"] if RESULT.exists() else {}
-    seconds = before | stages(options, run, images / "jpeg")
+    seconds = before | stages(run, options.seed)
+    made = read_json(RESULTS / "supernet_resnet20.json")
     result = judged(run) | {
         "seed": options.seed,
-        "epochs": options.epochs,
-        "pairs": options.pairs,
+        "epochs": made["epochs"],
+        "pairs": made["records"]["pairs.jsonl"],
         "provenance": provenance(options.seed),
         "measured": {"seconds": seconds},
     }

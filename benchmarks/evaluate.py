@@ -3,10 +3,10 @@
     python benchmarks/evaluate.py [--variants ours.regional*,fp32.*] [--profile]
 
 Ours is what `predictors.measuring.tested` does with a fresh random subnet in every round: BatchNorm statistics of its
-own from the recalibration images, then its outcome on the other images. fp32 passes over the same images without gradients:
-in train mode over the recalibration images, in eval mode over the rest; its fastest variant (eager or compiled,
-contiguous or channels_last) is the baseline. The network is a ResNet-20 with elastic depth, whose subnets are drawn at
-full depth, which is what fp32 runs too; images, weights and scales are random.
+own from the recalibration images, then its outcome on the other images. fp32 passes over the same images without
+gradients: in train mode over the recalibration images, in eval mode over the rest; its fastest variant (eager or
+compiled, contiguous or channels_last) is the baseline. The network is a ResNet-20 with elastic depth, whose subnets
+are drawn at full depth, which is what fp32 runs too; images, weights and scales are random.
 
 Every variant is a process of its own; in each round every variant judges once, in a shuffled order. A ratio is the
 median of one side over the median of the other in the same rounds, with a bootstrap 95 % interval.

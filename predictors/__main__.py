@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,9 @@ from supernet.desk import desk
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+    from rich.table import Table
 
+    from predictors.active import Goal
     from predictors.pairs import Pairs
     from supernet.interfaces import Predictor
 
@@ -24,10 +26,12 @@ def main(cfg: DictConfig) -> None:
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
 
-    from predictors.accuracy import report
+    from predictors.active import Active
     from predictors.files import save_predictor
-    from predictors.measuring import weights_digest
-    from predictors.pairs import collect
+    from predictors.judging import landmarks, report
+    from predictors.kept import sensitivity_of
+    from predictors.measuring import Measurer, weights_digest
+    from predictors.pairs import Pairs, collect
     from supernet.artefacts import provenance
     from supernet.config import build
     from supernet.run import load
@@ -40,31 +44,66 @@ def main(cfg: DictConfig) -> None:
     seed, trusted = int(cfg.seed), tuple(cfg.trust)
     if not 0 < cfg.held_out < 1:
         raise ValueError(f"held_out is a share in (0, 1), got {cfg.held_out}; 0.2 is usual")
+    engine = build(settings["engine"], trusted=trusted)
+    goal = wanted(cfg.until, cfg.time, cfg.near)
     run = load(cfg.run, trusted=trusted)
     assert run.task is not None  # a run without one is refused by load
     net = run.net
     net.compile(str(cfg.compile), passes="evaluation")
-    measure = build(settings["sensitivity"], trusted=trusted)
-    sensitivity = measure(net, run.task.recalibrate(cfg.recalibrate_images))
-    pairs = collect(
-        net,
-        run.task,
-        int(cfg.n),
-        out=out / "pairs.jsonl",
-        rng=np.random.default_rng(seed),
-        recalibrate_images=cfg.recalibrate_images,
-        select_images=cfg.select_images,
-        sampler=build(settings["sampler"], trusted=trusted, space=net.space, costs=net.costs),
-    )
+    sensitivity = sensitivity_of(run, settings["sensitivity"], cfg.recalibrate_images, out=out, trusted=trusted)
     make = build(settings["predictor"] | {"_partial_": True}, trusted=trusted)
     make = functools.partial(make, space=net.space, costs=net.costs, sensitivity=sensitivity)
-    learned, held = pairs.split(np.random.default_rng(seed), float(cfg.held_out))
+    around = landmarks(net.costs) | {str(text): net.costs.limit("bitops", text) for text in cfg.near or ()}
+    common = {
+        "out": out / "pairs.jsonl",
+        "recalibrate_images": cfg.recalibrate_images,
+        "select_images": cfg.select_images,
+        "engine": engine,
+    }
+    if goal is None:
+        sampler = build(settings["sampler"], trusted=trusted, space=net.space, costs=net.costs)
+        pairs = collect(net, run.task, int(cfg.n), rng=np.random.default_rng(seed), sampler=sampler, **common)
+        (learned, held), how = pairs.split(np.random.default_rng(seed), float(cfg.held_out)), {}
+    else:
+        measurer = Measurer(net, run.task, **common)
+        collected = Active(
+            net.space,
+            net.costs,
+            measurer,
+            make,
+            near=[around[str(text)] for text in cfg.near or ()],
+            batch=int(cfg.batch),
+            held=max(2, round(cfg.held_out * cfg.n)),
+            seed=seed,
+            settings={"predictor": settings["predictor"], "sensitivity": settings["sensitivity"]},
+            out=out / "collection.jsonl",
+        ).run(int(cfg.n), goal)
+        learned, held, how = collected.learned, collected.held, {"collection": collected.report}
+        pairs = Pairs.of(list(measurer.records.values()), net.fingerprint)
     judged = fitted(make, learned, seed)
-    figures = report(judged, held, net.space)
+    others = {"sensitivity": -sensitivity.value(held.indices)}
+    figures = report(judged, held, net.space, around=around, others=others) | how
     figures |= {"learned_from": len(learned), "points": points(judged, held), "weights": weights_digest(net)}
     save_predictor(fitted(make, pairs, seed), out, figures | {"provenance": provenance(seed)})
     show(figures)
     print(f"learned: {out / 'predictor.safetensors'}")
+
+
+def wanted(until: str | None, limit: str | None, near: Sequence[str] | None) -> Goal | None:
+    """When an active collection ends; None: pairs are drawn beforehand, none is chosen.
+
+    Raises:
+        ValueError: unreadable limits, or costs to choose near without any.
+    """
+    from predictors.active import Goal
+
+    if until is None and limit is None:
+        if near:
+            raise ValueError(
+                f"near={list(near)} says where to choose, which needs until=tau:0.85 or time=10min beside it"
+            )
+        return None
+    return Goal.parse(until, limit)
 
 
 def fitted(make: Callable[..., Any], pairs: Pairs, seed: int) -> Any:
@@ -88,9 +127,6 @@ def show(figures: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    def tau(value: float | None) -> str:
-        return "-" if value is None else f"{value:.3f}"
-
     title = f"{figures['pairs']} held-out pairs, learned from {figures['learned_from']}"
     table = Table(
         "", "Kendall tau", "at equal cost", "RMSE", "within 1 std", "within 2 std", title=title, title_justify="left"
@@ -101,7 +137,28 @@ def show(figures: dict[str, Any]) -> None:
         table.add_row(name, tau(control["kendall"]), tau(control["kendall_equal_cost"]))
     if figures["ceiling_equal_cost"] is not None:
         table.add_row("what the measurements allow", "", tau(figures["ceiling_equal_cost"]))
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    console.print(table)
+    if figures["windows"]:
+        console.print(near(figures))
+
+
+def near(figures: dict[str, Any]) -> Table:
+    """Kendall's tau among the held-out pairs of about one cost, for each cost that a search usually asks for."""
+    from rich.table import Table
+
+    names = list(figures["controls"])
+    table = Table("costs within 5 %", "pairs", "Kendall tau", "measurements allow", "share", *names)
+    for name, found in figures["windows"].items():
+        share = "-" if found["share_of_ceiling"] is None else f"{found['share_of_ceiling']:.0%}"
+        controls = [tau(found["controls"][control]) for control in names]
+        table.add_row(name, str(found["pairs"]), tau(found["kendall"]), tau(found["ceiling"]), share, *controls)
+    return table
+
+
+def tau(value: float | None) -> str:
+    """As the tables show it."""
+    return "-" if value is None else f"{value:.3f}"
 
 
 if __name__ == "__main__":

@@ -1,69 +1,55 @@
-"""What a subnet will be worth, learned from measured ones; and how good such a prediction is at equal cost."""
+"""What a subnet will be worth, learned from measured ones: a falling curve of its error, and a correction."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from numpy.typing import NDArray
-from scipy import stats
 from torch import Tensor
-from torch.nn import functional as F
 
-from supernet.config import QuantConfig
+from predictors.encoding import described
+from predictors.judging import Measured
+from predictors.members import Members, descend, layers, standard, through
+from predictors.noise import Terms, logarithm, sums
 from supernet.cost import Costs, Factors
-from supernet.interfaces import Predictor
 from supernet.space import Indices, SearchSpace
 
-Table = NDArray[np.float64]
-CHECK_EVERY, PATIENCE = 5, 20
-"""Steps between two looks at what each member has not seen, and how many looks without a gain end the training."""
-STRENGTHS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
-"""Penalties that ridge regression chooses from; inputs and scores are standardised."""
+CHUNK = 4096
+"""Rows predicted at once; what lies between two layers then fits a processor's cache."""
+LAYERS = 3
 
 
-class Measured(Protocol):
-    """Subnets [n, d] and what was measured of them, as `predictors.pairs.Pairs` holds them."""
+class Ensemble(Members):
+    """Members that each see another part of the pairs: score = falling curve of a weighed error + correction.
 
-    @property
-    def indices(self) -> Indices: ...
-    @property
-    def scores(self) -> Table: ...
-    @property
-    def halves(self) -> Table: ...
-    @property
-    def costs(self) -> dict[str, Table]: ...
+    The error of a subnet is sum_t w_t T_t over the terms of the additive sensitivity, or of the variance of rounding
+    where there is none. The sensitivity was measured on one layer at a time before any training; what its terms are
+    worth is learned: log w = a_t (each term's own) + g . traits (shared by all weights, or all inputs, of equal bits
+    or form) + d (each table entry's own). All start at 0 and are pulled back to it, so with few pairs the order is
+    the sensitivity's. A logistic curve of log error gives the score: a plateau at full accuracy, one at chance.
 
-
-class Ensemble:
-    """Perceptrons of equal shape, each trained without a random part of the pairs; mean and spread of their outputs.
-
-    Inputs are `SearchSpace.features`, the log of some costs and of the additive sensitivity, if there is one.
-    Scores are standardised, so outputs are in units around their mean. A linear path beside the hidden layers
-    starts from ridge regression, since most of what bits do is additive; then all of it is trained with Adam (1e-3
-    as in OFA, Cai et al., ICLR 2020; weight decay 1e-2 in place of its 1e-4, which ranks better with a few hundred
-    pairs), and every member stops where the error on what it has not seen was smallest.
-
-    The standard deviation is c * sqrt(spread^2 + mean spread^2). c makes the squared standardised error of the
-    pairs average 1, each predicted only by those members that have not seen it.
+    What is left is the part of two hidden layers over `SearchSpace.features` (Adam 1e-3 as in OFA, Cai et al., ICLR
+    2020). Their output starts at 0 and every member keeps the weights that were best on what it had not seen, so a
+    correction that does not generalise is none. Costs are no inputs: at equal cost they say nothing, and the fit over
+    all costs gave them signs that ranked subnets of one cost wrongly.
 
     Args:
         space: what is predicted.
-        costs: its costs, needed where `cost_features` names some.
-        sensitivity: additive quality cost, or None; the log of its value is one more input.
+        costs: taken because all predictors are constructed alike.
+        sensitivity: additive quality cost, or None.
         rng: draws the start and the parts; None: one seeded with 0.
-        members: number of perceptrons, at least 2.
+        members: number of learners, at least 2.
         hidden: width of both hidden layers.
-        steps: most training steps, each over all pairs.
+        steps: most training steps of the curve, and of the correction, each over all pairs.
         unseen: share of the pairs that each member does not see, in (0, 1).
-        learning_rate, weight_decay: of Adam.
-        cost_features: kinds of cost whose log is an input; None: BitOps and bytes, if there are costs.
+        learning_rate, weight_decay: of the correction.
+        pull: how strongly log weights are pulled to 0, in units of squared standardised error over one pair.
 
     Raises:
-        ValueError: an option out of range, or cost features without costs.
+        ValueError: an option out of range.
     """
 
     def __init__(
@@ -78,158 +64,108 @@ class Ensemble:
         unseen: float = 0.2,
         learning_rate: float = 1e-3,
         weight_decay: float = 1e-2,
-        cost_features: Sequence[str] | None = None,
+        pull: float = 0.1,
     ) -> None:
-        if members < 2 or min(hidden, steps) < 1 or not 0 < unseen < 1:
-            raise ValueError(
-                "an ensemble has members >= 2, hidden >= 1, steps >= 1 and unseen in (0, 1); "
-                f"got {members}, {hidden}, {steps}, {unseen}"
-            )
-        kinds = costs.kinds if costs else {}
-        wanted = [k for k in ("bitops", "bytes") if k in kinds] if cost_features is None else list(cost_features)
-        unknown = [kind for kind in wanted if kind not in kinds]
-        if unknown:
-            raise ValueError(
-                f"no cost {unknown[0]!r} to learn from; pass the space's costs, or choose of {list(kinds)}"
-            )
-        self.space, self.sensitivity, self.rng = space, sensitivity, rng or np.random.default_rng(0)
-        self.factors = {kind: kinds[kind] for kind in wanted}
-        self.options: dict[str, Any] = {
-            "members": members,
-            "hidden": hidden,
-            "steps": steps,
-            "unseen": unseen,
-            "learning_rate": learning_rate,
-            "weight_decay": weight_decay,
-            "cost_features": list(self.factors),
-        }
-        self.tensors: dict[str, Tensor] = {}
+        del costs
+        if min(hidden, steps) < 1 or not pull >= 0:
+            raise ValueError(f"hidden and steps are at least 1 and pull at least 0; got {hidden}, {steps} and {pull}")
+        own = {"hidden": hidden, "steps": steps, "learning_rate": learning_rate, "weight_decay": weight_decay}
+        super().__init__(space, sensitivity, rng, members, unseen, own | {"pull": pull})
+        self.inputs = described(space)
+        self.terms = Terms(space, sensitivity, self.inputs)
+        self.encoding = self.inputs.digest
+        self._made: tuple[Tensor, Tensor] | None = None
 
-    def inputs(self, indices: Indices) -> Float[Tensor, "n f"]:
-        """[n, f] features of canonical rows, before standardisation."""
-        extra = [np.log(np.maximum(f.value(indices), 1e-12)) for f in self.factors.values()]
-        if self.sensitivity is not None:
-            extra.append(np.log(np.maximum(self.sensitivity.value(indices), 1e-12)))
-        return torch.from_numpy(np.column_stack([self.space.features(indices), *extra]).astype(np.float32))
-
-    def fit(self, indices: Indices, scores: Table) -> None:
-        """Learn from scores [n] of rows [n, d]; n must be at least 8.
-
-        Raises:
-            ValueError: too few pairs, or scores that are not finite.
-        """
-        if len(scores) < 8 or not np.isfinite(scores).all():
-            raise ValueError(f"a predictor learns from 8 or more finite scores, got {len(scores)}; collect more pairs")
-        x, y = self.inputs(indices), torch.from_numpy(np.asarray(scores, dtype=np.float32))
-        self.tensors = {
-            "x_mean": x.mean(0),
-            "x_std": torch.where(x.std(0) > 1e-6, x.std(0), torch.ones(())),
-            "y_mean": y.mean(),
-            "y_std": y.std().clamp_min(1e-6),
-            "floor": torch.zeros(()),
-            "stretch": torch.ones(()),
-        }
-        unseen = self._unseen(len(y))
-        self.tensors |= self._trained(self._standardised(x), (y - y.mean()) / self.tensors["y_std"], unseen)
-        self._calibrate(x, y, unseen)
-
-    def _unseen(self, n: int) -> Tensor:
-        """[members, n] which pairs each member does not see; every pair is unseen by at least one."""
-        members = self.options["members"]
-        count = max(1, min(n - 4, round(self.options["unseen"] * n)))
-        masks = np.zeros((members, n), dtype=bool)
-        for mask in masks:
-            mask[self.rng.permutation(n)[:count]] = True
-        orphans = np.flatnonzero(~masks.any(0))
-        masks[self.rng.integers(members, size=len(orphans)), orphans] = True
-        return torch.from_numpy(masks)
-
-    def _trained(self, x: Tensor, y: Tensor, unseen: Tensor) -> dict[str, Tensor]:
-        """Weights of all members, trained side by side, each as it was when it did best on what it had not seen."""
-        weights = {name: w.requires_grad_() for name, w in self._start(x, y, unseen).items()}
+    def _learned(self, indices: Indices, y: Float[Tensor, " n"], unseen: Tensor) -> dict[str, Tensor]:
+        rows, genes = self.inputs.read(indices)
+        codes = torch.cat([genes, self.terms.codes(rows)], dim=1)
+        known = self._curve(codes, y, unseen)
+        x = self.inputs.features(genes)
+        known |= standard(x)
+        base = falling(logarithm(sums(codes, len(known["entries"]))(known["entries"])), known["curve"])
+        wide = ((x - known["x_mean"]) / known["x_std"]).expand(self.options["members"], -1, -1)
+        h = self.options["hidden"]
+        weights = layers(self.options["members"], (self.inputs.width, h, h, 1), self.rng, silent=True)
         optimizer = torch.optim.Adam(
-            weights.values(), lr=self.options["learning_rate"], weight_decay=self.options["weight_decay"]
+            [w.requires_grad_() for w in weights.values()],
+            lr=self.options["learning_rate"],
+            weight_decay=self.options["weight_decay"],
+            fused=True,
         )
-        seen, unseen = (~unseen).float(), unseen.float()
-        best = {name: w.detach().clone() for name, w in weights.items()}
-        least, last_gain = torch.full((len(seen),), torch.inf), 0
-        for step in range(self.options["steps"]):
-            error = (_forward(weights, x) - y).square()
-            if step % CHECK_EVERY == 0:
-                held = (error.detach() * unseen).sum(1) / unseen.sum(1)
-                better = held < least
-                least = torch.where(better, held, least)
-                last_gain = step if better.any() else last_gain
-                for name, w in weights.items():
-                    best[name][better] = w.detach()[better]
-            if step - last_gain > CHECK_EVERY * PATIENCE:
-                break
-            optimizer.zero_grad()
-            ((error * seen).sum(1) / seen.sum(1)).sum().backward()
-            optimizer.step()
-        return {name: w.clone(memory_format=torch.contiguous_format) for name, w in best.items()}
 
-    def _start(self, x: Tensor, y: Tensor, unseen: Tensor) -> dict[str, Tensor]:
-        """Kaiming-normal hidden layers, a last layer of zeros, and ridge regression in the linear path."""
-        m, h, features = self.options["members"], self.options["hidden"], x.shape[1]
+        def output() -> Tensor:
+            return base + through(weights, torch.baddbmm(weights["b1"], wide, weights["w1"]), LAYERS)
 
-        def normal(rows: int, columns: int) -> Tensor:
-            drawn = self.rng.standard_normal((m, rows, columns)) * np.sqrt(2 / rows)
-            return torch.from_numpy(drawn.astype(np.float32))
+        return known | descend(weights, output, y, unseen, optimizer, self.options["steps"])
 
-        return {
-            "w1": normal(features, h),
-            "b1": torch.zeros(m, 1, h),
-            "w2": normal(h, h),
-            "b2": torch.zeros(m, 1, h),
-            "w3": torch.zeros(m, h, 1),
-            "b3": torch.zeros(m, 1, 1),
-            "linear": ridge(x, y, unseen),
+    def _curve(self, codes: Tensor, y: Float[Tensor, " n"], unseen: Tensor) -> dict[str, Tensor]:
+        """`entries` [rows, members], the weighed tables, and `curve` [members, 4]."""
+        terms, members = self.terms, self.options["members"]
+        unit = terms.values / terms.values.mean().clamp_min(1e-12)
+        summed = sums(codes, len(unit))
+        start = guess(logarithm(summed(unit[:, None]))[0], y)
+        weights = {
+            "own": torch.zeros(members, terms.count),
+            "shared": torch.zeros(members, terms.traits.shape[1]),
+            "entry": torch.zeros(members, len(unit)),
+            "curve": start.repeat(members, 1),
         }
+        optimizer = torch.optim.Adam([w.requires_grad_() for w in weights.values()], lr=0.02, fused=True)
+        strength = self.options["pull"] / (~unseen).float().sum(1)
 
-    def _calibrate(self, x: Tensor, y: Tensor, unseen: Tensor) -> None:
-        outputs = self._outputs(x)
-        spread = outputs.std(0)
-        self.tensors["floor"] = spread.square().mean()
-        honest = (outputs * unseen).sum(0) / unseen.sum(0)
-        ratio = (y - honest).square() / (spread.square() + self.tensors["floor"]).clamp_min(1e-12)
-        self.tensors["stretch"] = ratio.mean().sqrt()
+        def entries(w: Mapping[str, Tensor]) -> Tensor:
+            return unit[:, None] * (w["own"][:, terms.owner] + w["shared"] @ terms.traits.T + w["entry"]).T.exp()
 
-    def _standardised(self, x: Tensor) -> Tensor:
-        return (x - self.tensors["x_mean"]) / self.tensors["x_std"]
+        def output() -> Tensor:
+            return falling(logarithm(summed(entries(weights))), weights["curve"])
 
-    @torch.no_grad()
-    def _outputs(self, x: Tensor) -> Tensor:
-        """[members, n] predicted scores."""
-        return _forward(self.tensors, self._standardised(x)) * self.tensors["y_std"] + self.tensors["y_mean"]
+        def penalty() -> Tensor:
+            wild = weights["own"].square().sum(1) + weights["shared"].square().sum(1)
+            return strength * (wild + 4 * weights["entry"].square().sum(1))
 
-    def predict(self, indices: Indices) -> tuple[Table, Table]:
-        """Mean [n] and standard deviation [n] of the score of rows [n, d]."""
-        if "w1" not in self.tensors:
-            raise ValueError("this predictor has learned nothing yet; call fit with measured pairs, or load one")
-        outputs = self._outputs(self.inputs(self.space.canonical(indices)))
-        std = self.tensors["stretch"] * (outputs.var(0) + self.tensors["floor"]).sqrt()
-        return outputs.mean(0).double().numpy(), std.double().numpy()
+        best = descend(weights, output, y, unseen, optimizer, self.options["steps"], penalty=penalty)
+        return {"entries": entries(best), "curve": best["curve"]}
+
+    def _outputs(self, indices: Indices) -> Float[Tensor, "m n"]:
+        known, members = self.tensors, self.options["members"]
+        table = self._table()
+        rows, genes = self.inputs.read(indices)
+        joint = self.terms.codes(rows) if len(self.terms.offsets) else None
+        found = []
+        for k in range(0, len(rows), CHUNK):
+            part = genes[k : k + CHUNK]
+            summed = torch.nn.functional.embedding_bag(part, table, mode="sum")
+            error, first = summed[:, :members], summed[:, members:].view(len(part), members, -1).transpose(0, 1)
+            if joint is not None:
+                error = error + torch.nn.functional.embedding_bag(joint[k : k + CHUNK], known["entries"], mode="sum")
+            found.append(falling(logarithm(error), known["curve"]) + through(known, first, LAYERS))
+        return torch.cat(found, dim=1)
+
+    def _table(self) -> Tensor:
+        """What one look-up of a gene brings: its term for every member, and what it adds to their first layers."""
+        known = self.tensors
+        if self._made is None or self._made[0] is not known["w1"]:
+            first = self.inputs.fold(known["w1"], known["b1"], known["x_mean"], known["x_std"])
+            self._made = known["w1"], torch.cat([known["entries"][: self.terms.single], first], dim=1)
+        return self._made[1]
 
 
-def ridge(x: Float[Tensor, "n f"], y: Float[Tensor, " n"], unseen: Tensor) -> Float[Tensor, "m f 1"]:
-    """Ridge regression of each member on what it sees; of STRENGTHS, the one that predicts the unseen [m, n] best."""
-    seen = (~unseen).double()[..., None]
-    x, y = x.double(), y.double()
-    gram = torch.einsum("mni,nj->mij", seen * x, x)
-    right = torch.einsum("mni,n->mi", seen * x, y)[..., None]
-    identity = torch.eye(x.shape[1], dtype=torch.float64)
-    tried = [torch.linalg.solve(gram + strength * identity, right) for strength in STRENGTHS]
-    errors = [float((((x @ w)[..., 0] - y).square() * unseen).sum()) for w in tried]
-    return tried[int(np.argmin(errors))].float()
+def falling(logs: Float[Tensor, "m n"], curve: Float[Tensor, "m 4"]) -> Float[Tensor, "m n"]:
+    """Logistic curve of log error: top - drop * sigmoid(rate * (log error - middle)), drop and rate as logarithms."""
+    top, drop, middle, rate = curve[..., None].unbind(1)
+    return top - drop.exp() * torch.sigmoid(rate.exp() * (logs - middle))
 
 
-def _forward(weights: Mapping[str, Tensor], x: Float[Tensor, "n f"]) -> Float[Tensor, "m n"]:
-    """Outputs of every member: two hidden layers and a linear path beside them."""
-    wide = x.expand(len(weights["w1"]), -1, -1)
-    hidden = F.silu(torch.baddbmm(weights["b1"], wide, weights["w1"]))
-    hidden = F.silu(torch.baddbmm(weights["b2"], hidden, weights["w2"]))
-    return (torch.baddbmm(weights["b3"], hidden, weights["w3"]) + torch.bmm(wide, weights["linear"]))[..., 0]
+def guess(logs: Float[Tensor, " n"], y: Float[Tensor, " n"]) -> Float[Tensor, " 4"]:
+    """A curve to start from: plateaus a little beyond the scores, slope of the regression line in the middle."""
+    spread = logs.std().clamp_min(1e-6)
+    slope = ((logs - logs.mean()) * (y - y.mean())).mean() / spread.square()
+    drop = 1.5 * (y.max() - y.min()).clamp_min(1e-3)
+    rate = (4 * (-slope).clamp_min(0.1 / float(spread)) / drop).clamp(1e-3, 1e3)
+    top = y.max() + 0.1 * drop
+    # Where the line reaches half of the drop.
+    middle = logs.mean() + (y.mean() - (top - drop / 2)) / (rate * drop / 4)
+    return torch.stack([top, drop.log(), middle, rate.log()])
 
 
 def fit_predictor(
@@ -245,91 +181,3 @@ def fit_predictor(
     predictor = Ensemble(space, costs, sensitivity, rng, **options)
     predictor.fit(pairs.indices, pairs.scores)
     return predictor
-
-
-# -- how good a predictor is -------------------------------------------------------------------------------------------
-
-
-def kendall(scores: Table, predicted: Table) -> float | None:
-    """Kendall's tau-b; None where one side is constant or there are fewer than two."""
-    tau = float(stats.kendalltau(scores, predicted).statistic) if len(scores) > 1 else float("nan")
-    return tau if np.isfinite(tau) else None
-
-
-def kendall_at_equal_cost(
-    scores: Table, predicted: Table, costs: Table, window: float = 0.05
-) -> tuple[float | None, int]:
-    """Kendall's tau-b over the pairs of points whose costs differ by at most a factor 1 + window; and their number.
-
-    A predictor can rank subnets well by reading their cost alone; a search under a budget compares subnets of one
-    cost. None where no such pair is left, or one side ties in all of them.
-    """
-    i, j = np.triu_indices(len(scores), 1)
-    near = np.abs(np.log(costs[i] / costs[j])) <= np.log1p(window)
-    i, j = i[near], j[near]
-    a, b = np.sign(scores[i] - scores[j]), np.sign(predicted[i] - predicted[j])
-    weight = np.sqrt(float((a != 0).sum()) * float((b != 0).sum()))
-    return (float((a * b).sum() / weight) if weight else None), len(i)
-
-
-def ceiling(halves: Table, costs: Table, window: float = 0.05) -> float | None:
-    """The tau at equal cost that a perfect predictor would reach, given how well the measurements repeat.
-
-    The two halves of the images agree with some tau; as correlation r = sin(pi tau / 2), Spearman and Brown's 2 r /
-    (1 + r) is that of two full measurements, and its root that of one measurement with the truth.
-    """
-    tau, _ = kendall_at_equal_cost(halves[:, 0], halves[:, 1], costs, window)
-    if tau is None or tau <= 0:
-        return None
-    r = np.sin(np.pi * tau / 2)
-    return float(2 / np.pi * np.arcsin(np.sqrt(2 * r / (1 + r))))
-
-
-def controls(space: SearchSpace, pairs: Measured, kind: str = "bitops") -> dict[str, Table]:
-    """What a predictor has to beat: the mean bits of the active tensors, and the cost alone."""
-    bits = np.zeros(pairs.indices.shape)
-    for i, d in enumerate(space.dimensions):
-        if d.quantizes:
-            bits[:, i] = np.array([c.bits for c in d.choices if isinstance(c, QuantConfig)])[pairs.indices[:, i]]
-    quantizes = np.array([d.quantizes for d in space.dimensions])
-    count = (space.active(pairs.indices) & quantizes).sum(1)
-    return {
-        "mean bits": (bits * space.active(pairs.indices)).sum(1) / np.maximum(count, 1),
-        "cost alone": pairs.costs[kind],
-    }
-
-
-def report(
-    predictor: Predictor, held_out: Measured, space: SearchSpace, *, kind: str = "bitops", window: float = 0.05
-) -> dict[str, Any]:
-    """How well held-out pairs are predicted, as JSON holds it.
-
-    Keys: `pairs`, `kendall`, `kendall_equal_cost` (and `pairs_equal_cost`, `window`, `cost`), `ceiling_equal_cost`,
-    `share_of_ceiling`, `rmse`, `within_1_std` (0.68 if calibrated), `within_2_std` (0.95), `controls` with the two
-    taus of each.
-    """
-    mean, std = predictor.predict(held_out.indices)
-    costs, scores = held_out.costs[kind], held_out.scores
-    equal, count = kendall_at_equal_cost(scores, mean, costs, window)
-    most = ceiling(held_out.halves, costs, window)
-    error = np.abs(scores - mean)
-    return {
-        "pairs": len(scores),
-        "kendall": kendall(scores, mean),
-        "kendall_equal_cost": equal,
-        "pairs_equal_cost": count,
-        "window": window,
-        "cost": kind,
-        "ceiling_equal_cost": most,
-        "share_of_ceiling": equal / most if equal is not None and most else None,
-        "rmse": float(np.sqrt(np.mean(error**2))),
-        "within_1_std": float(np.mean(error <= std)),
-        "within_2_std": float(np.mean(error <= 2 * std)),
-        "controls": {
-            name: {
-                "kendall": kendall(scores, values),
-                "kendall_equal_cost": kendall_at_equal_cost(scores, values, costs, window)[0],
-            }
-            for name, values in controls(space, held_out, kind).items()
-        },
-    }

@@ -33,6 +33,8 @@ class Additive:
         ValueError: no sensitivity.
     """
 
+    encoding = ""
+
     def __init__(
         self,
         space: SearchSpace,
@@ -46,6 +48,11 @@ class Additive:
         self.space, self.sensitivity = space, sensitivity
         self.options: dict[str, Any] = {}
         self.tensors: dict[str, Tensor] = {}
+
+    @property
+    def ranks_only(self) -> bool:
+        """Whether predictions order subnets and mean nothing else."""
+        return "line" not in self.tensors
 
     def _log(self, indices: Indices) -> Table:
         return np.log(np.maximum(self.sensitivity.value(self.space.canonical(indices)), TINY))
@@ -71,7 +78,7 @@ class Additive:
 
     def predict(self, indices: Indices) -> tuple[Table, Table]:
         """Mean [n] and standard deviation [n] of the score of rows [n, d]."""
-        if "line" not in self.tensors:
+        if self.ranks_only:
             return -self.sensitivity.value(self.space.canonical(indices)), np.zeros(len(indices))
         slope, offset, std = self.tensors["line"].tolist()
         return offset - slope * self._log(indices), np.full(len(indices), std)

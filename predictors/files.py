@@ -24,12 +24,14 @@ class Storable(Predictor, Protocol):
         options: keyword arguments it was made with, besides space, costs, sensitivity and rng; plain values.
         tensors: everything it has learned.
         sensitivity: its additive part, or None.
+        encoding: digest of how rows become inputs; "" where they do not.
     """
 
     space: SearchSpace
     options: dict[str, Any]
     tensors: dict[str, Tensor]
     sensitivity: Factors | None
+    encoding: str
 
 
 def save_predictor(predictor: Storable, folder: Path | str, report: Mapping[str, Any] | None = None) -> None:
@@ -38,13 +40,14 @@ def save_predictor(predictor: Storable, folder: Path | str, report: Mapping[str,
     Args:
         predictor: fitted.
         folder: usually the run directory.
-        report: how good it is (`predictors.accuracy.report`), for the record.
+        report: how good it is (`predictors.judging.report`), for the record.
     """
     terms = predictor.sensitivity.terms if predictor.sensitivity is not None else None
     fingerprint = predictor.space.fingerprint
     record = {
         "kind": type(predictor).__name__,
         "fingerprint": fingerprint,
+        "encoding": predictor.encoding,
         "options": predictor.options,
         "sensitivity": None if terms is None else [{"dimensions": list(d), "table": t.tolist()} for d, t in terms],
         "report": dict(report or {}),
@@ -58,8 +61,8 @@ def load_predictor(folder: Path | str, space: SearchSpace, costs: Costs | None =
 
     Raises:
         FileNotFoundError: no predictor in this folder.
-        ValueError: of another space (names both fingerprints), broken, of a class that is not registered, or in need
-            of costs.
+        ValueError: of another space (names both fingerprints), broken, of a class that is not registered, or of one
+            that has other options or encodes rows otherwise by now.
     """
     path = Path(folder) / "predictor.json"
     if not path.is_file():
@@ -78,6 +81,12 @@ def load_predictor(folder: Path | str, space: SearchSpace, costs: Costs | None =
         )
     terms = record["sensitivity"]
     sensitivity = terms and Factors(tuple((tuple(t["dimensions"]), np.array(t["table"], dtype=float)) for t in terms))
-    made: Storable = locate(names[0])(space=space, costs=costs, sensitivity=sensitivity, **record["options"])
+    changed = f"{path} was made by another version of {record['kind']}; run `elastibit predict` again, pairs are kept"
+    try:
+        made: Storable = locate(names[0])(space=space, costs=costs, sensitivity=sensitivity, **record["options"])
+    except TypeError as error:  # an option that it no longer has
+        raise ValueError(changed) from error
+    if record.get("encoding", "") != made.encoding:
+        raise ValueError(changed)
     made.tensors = tensors
     return made

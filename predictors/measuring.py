@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,19 +11,20 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from supernet.artefacts import append_jsonl, read_jsonl
 from supernet.calibration.batchnorm import recalibrated
 from supernet.config import SubnetConfig
 from supernet.elastic.supernet import SuperNet
 from supernet.interfaces import Batch, Engine, Task
+from supernet.run import weights_digest as weights_digest
 from supernet.space import Indices
 
 
 @torch.no_grad()
-def outcomes(net: SuperNet, batches: Iterable[Batch]) -> NDArray[np.bool_]:
-    """[images] whether the active subnet classifies each image right, in order."""
+def outcomes(net: nn.Module, batches: Iterable[Batch]) -> NDArray[np.bool_]:
+    """[images] whether a module, or the active subnet of a supernet, classifies each image right, in order."""
     device, was = next(net.parameters()).device, net.training
     try:
         net.eval()
@@ -65,6 +65,13 @@ def measure(
     return float(tested(net, config, recalibration, batches).mean())
 
 
+def unmeasured(name: str, error: Exception) -> Exception:
+    """What stopped a measurement, as a built-in error of its kind, in one line that names the subnet."""
+    kind = next((k for k in (ValueError, TypeError, OSError) if isinstance(error, k)), RuntimeError)
+    said = str(error) if kind is not RuntimeError else f"{type(error).__name__}: {error}"
+    return kind(f"subnet {name} could not be measured: {' '.join(said.split())}")
+
+
 class InProcess:
     """The engine that measures one subnet after the other in this process."""
 
@@ -74,7 +81,11 @@ class InProcess:
         """For each subnet its position, [images] outcomes and the seconds that it took."""
         for position, config in enumerate(configs):
             start = time.monotonic()
-            yield position, tested(net, config, recalibration, batches), time.monotonic() - start
+            try:
+                right = tested(net, config, recalibration, batches)
+            except Exception as error:
+                raise unmeasured(config.id, error) from error
+            yield position, right, time.monotonic() - start
 
 
 class Measurer:
@@ -86,9 +97,11 @@ class Measurer:
         recalibrate_images, select_images: images used of each part; None: all.
         out: a file that holds what is known, one record for each line; None keeps it in memory only. Several
             measurers may share a file one after the other, not at the same time.
+        reuse: further files of records; those of this space, these weights and these numbers of images are known too.
         engine: how subnets are measured; None: in this process.
 
     Attributes:
+        origin: what a record of this measurer says of space, weights and images.
         records: subnet id -> record.
 
     Raises:
@@ -103,6 +116,7 @@ class Measurer:
         recalibrate_images: int | None = None,
         select_images: int | None = None,
         out: Path | str | None = None,
+        reuse: Iterable[Path | str] = (),
         engine: Engine | None = None,
     ) -> None:
         self.net, self.out, self.engine = net, out, engine or InProcess()
@@ -118,7 +132,7 @@ class Measurer:
         }
         known = read_jsonl(out) if out and Path(out).exists() else []
         check(known, self.origin, out or "the pairs")
-        self.records: dict[str, dict[str, Any]] = {str(r["id"]): r for r in known}
+        self.records: dict[str, dict[str, Any]] = agreeing(reuse, self.origin) | {str(r["id"]): r for r in known}
 
     def __call__(self, configs: Iterable[SubnetConfig]) -> Iterator[dict[str, Any]]:
         """The record of each subnet: first of those that are known, then of the others as soon as each is measured."""
@@ -139,12 +153,24 @@ class Measurer:
             "id": config.id,
             **self.origin,
             "row": list(config.row),
-            "genes": config.plain(),
             "score": float(right.mean()),
             "halves": [float(right[::2].mean()), float(right[1::2].mean()) if len(right) > 1 else float(right[0])],
             "costs": self.net.costs.of(config),
             "measured": {"seconds": round(seconds, 4)},
         }
+
+
+def agreeing(paths: Iterable[Path | str], origin: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Records by subnet id that some files hold of one origin; records of others, and files that are not there, are
+    passed over.
+
+    Where `origin` does not say how many images, the records are those that were measured on the most of select.
+    """
+    found = [record for path in paths if Path(path).is_file() for record in read_jsonl(path)]
+    found = [r for r in found if {"id", "row", "score", "images"} <= r.keys()]
+    found = [r for r in found if all(r.get(key) == value for key, value in origin.items())]
+    most = max((r["images"]["select"] for r in found), default=0)
+    return {str(r["id"]): r for r in found if r["images"]["select"] == most}
 
 
 def check(records: Iterable[Mapping[str, Any]], origin: Mapping[str, Any], path: Path | str) -> None:
@@ -162,12 +188,3 @@ def check(records: Iterable[Mapping[str, Any]], origin: Mapping[str, Any], path:
                     f"{path} was measured on {meanings[key]} {record[key]}, this run has {value}; "
                     "write to another file, or delete that one"
                 )
-
-
-def weights_digest(net: SuperNet) -> str:
-    """Sixteen hexadecimal digits of all learned values (not BatchNorm statistics): another training gives others."""
-    digest = hashlib.sha256()
-    for name, parameter in sorted(net.named_parameters()):
-        digest.update(name.encode())
-        digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
     from search.front import Candidate, Front
     from supernet.config import SubnetConfig
-    from supernet.cost import Factors
     from supernet.elastic.supernet import SuperNet
     from supernet.interfaces import Predictor
     from supernet.run import Run
@@ -33,28 +32,30 @@ def main(cfg: DictConfig) -> None:
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
 
-    from search.front import save_front
-    from search.run import search
+    from predictors.additive import Additive
+    from predictors.kept import sensitivity_of
+    from search.problem import read
+    from search.run import check, search
     from supernet.config import build
     from supernet.run import load
 
-    out = Path(HydraConfig.get().runtime.output_dir)
-    settings = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(settings, dict)
+    out, trusted = Path(HydraConfig.get().runtime.output_dir), tuple(cfg.trust)
+    settings: Any = OmegaConf.to_container(cfg, resolve=True)
     if cfg.threads:
         torch.set_num_threads(int(cfg.threads))
     budgets = budgets_of(settings["budget"], settings["budgets"])
-    run = load(cfg.run, trusted=tuple(cfg.trust))
-    assert run.task is not None  # a run without one is refused by load
-    space, seconds = probed(run, budgets, settings, tuple(cfg.trust))
+    check(int(cfg.candidates), int(cfg.generations), int(cfg.population))
+    engine = build(settings["engine"], trusted=trusted)
+    run = load(cfg.run, trusted=trusted, needs_data=False)
+    space, seconds = searched(run, budgets, settings, trusted)
     for budget in budgets:
-        run.net.costs.parse(budget)  # before anything is measured
+        read(run.net.costs.view(space or run.net.space), budget)  # before anything is measured
+    learned = predictor_of(run, str(cfg.rank_by))
     run.net.compile(str(cfg.compile), passes="evaluation")
-    measure = build(settings["sensitivity"], trusted=tuple(cfg.trust))
-    sensitivity = measure(run.net, run.task.recalibrate(cfg.recalibrate_images))
+    sensitivity = sensitivity_of(run, settings["sensitivity"], cfg.recalibrate_images, out=out, trusted=trusted)
     front = search(
         run.net,
-        predictor_of(run, str(cfg.rank_by), sensitivity),
+        learned or Additive(run.net.space, sensitivity=sensitivity),
         budgets,
         np.random.default_rng(int(cfg.seed)),
         space=space,
@@ -63,16 +64,30 @@ def main(cfg: DictConfig) -> None:
         generations=int(cfg.generations),
         population=int(cfg.population),
         sensitivity=sensitivity,
-        algorithm=build(settings["algorithm"], trusted=tuple(cfg.trust)),
+        algorithm=build(settings["algorithm"], trusted=trusted),
         recalibrate_images=cfg.recalibrate_images,
         select_images=cfg.select_images,
         seconds=seconds,
+        engine=engine,
+        random_search=bool(cfg.random_search),
+        out=out,
+        reuse=sorted(run.path.glob("*.jsonl")),
     )
-    save_subnets(run.net, front, out / "subnets", run.task.recalibrate(cfg.recalibrate_images))
-    kept = {str(key): value for key, value in settings.items() if key not in ("run", "threads", "trust")}
-    save_front(out / "front.json", front, seed=int(cfg.seed), settings=kept)
+    save(run, front, out, settings)
     show(front)
     print(f"found: {out / 'front.json'}")
+
+
+def searched(
+    run: Run, budgets: Sequence[Budget], settings: Mapping[Any, Any], trusted: Sequence[str]
+) -> tuple[SearchSpace | None, Callable[[SubnetConfig], float] | None]:
+    """The view that is searched (None: all of the space), and how a subnet is timed (None: no limit asks for it)."""
+    from search.views import constrained, pins
+
+    space, seconds = probed(run, budgets, settings, trusted)
+    if settings["tie"] or settings["pin"]:
+        space = constrained(run.net, settings["tie"], pins(settings["pin"]), space)
+    return space, seconds
 
 
 def probed(
@@ -129,19 +144,17 @@ def budgets_of(budget: Any, budgets: Any) -> list[Budget]:
     return [dict(zip(given, limits, strict=True)) for limits in zip(*columns, strict=True)]
 
 
-def predictor_of(run: Run, name: str, sensitivity: Factors) -> Predictor:
-    """What subnets are ranked by.
+def predictor_of(run: Run, name: str) -> Predictor | None:
+    """The run's own predictor; None where the sensitivity alone ranks.
 
     Args:
-        run: the run, which may hold a predictor of its own.
-        name: `run`: that one; `additive`: minus the sensitivity; `auto`: the run's if there is one.
-        sensitivity: measured on the run's supernet.
+        run: the run, which may hold a predictor.
+        name: `run`: that one; `additive`: None; `auto`: the run's if there is one.
 
     Raises:
         ValueError: another name, or a predictor of other weights or of another space.
         FileNotFoundError: the run has none.
     """
-    from predictors.additive import Additive
     from predictors.files import load_predictor
     from predictors.measuring import weights_digest
     from supernet.artefacts import read_json
@@ -150,7 +163,7 @@ def predictor_of(run: Run, name: str, sensitivity: Factors) -> Predictor:
         raise ValueError(f"rank_by is one of {', '.join(RANKINGS)}, got {name!r}")
     file = run.path / "predictor.json"
     if name == "additive" or (name == "auto" and not file.exists()):
-        return Additive(run.net.space, sensitivity=sensitivity)
+        return None
     predictor = load_predictor(run.path, run.net.space, run.net.costs)
     learned, present = read_json(file)["report"].get("weights"), weights_digest(run.net)
     if learned != present:
@@ -161,27 +174,42 @@ def predictor_of(run: Run, name: str, sensitivity: Factors) -> Predictor:
     return predictor
 
 
-def save_subnets(net: SuperNet, front: Front, folder: Path, batches: Sequence[Tensor]) -> None:
+def save(run: Run, front: Front, out: Path, settings: Mapping[Any, Any]) -> None:
+    """Write the winners' files and, last, front.json with the settings that made it."""
+    from search.front import save_front
+
+    batches = None
+    if run.task is not None and int(settings["candidates"]) > 0:
+        batches = run.task.recalibrate(settings["recalibrate_images"])
+    save_subnets(run.net, front, out / "subnets", batches)
+    kept = {str(key): value for key, value in settings.items() if key not in ("run", "threads", "trust", "engine")}
+    save_front(out / "front.json", front, seed=int(settings["seed"]), settings=kept)
+
+
+def save_subnets(net: SuperNet, front: Front, folder: Path, batches: Sequence[Tensor] | None) -> None:
     """Write <id>.json and <id>.safetensors of each winner, and remove those of an earlier search.
 
     The tensors are the subnet's own BatchNorm statistics on the images that it was measured with, under the names that
-    they have in `net.materialise(config)`; so what is exported is what was measured.
+    they have in `net.materialise(config)`; so what is exported is what was measured. Without batches (None) there are
+    no tensors, and export makes them.
     """
     from supernet.artefacts import save_tensors, write_json
     from supernet.calibration.batchnorm import norms, recalibrate
 
     for found in {f.config.id: f for f in front}.values():
-        subnet = net.materialise(found.config)
-        recalibrate(subnet, batches)
-        paths = {id(module): path for path, module in subnet.named_modules()}
-        buffers = {f"{paths[id(m)]}.{name}": b for m in norms(subnet) for name, b in m.named_buffers(recurse=False)}
         origin = {"fingerprint": net.fingerprint, "id": found.config.id}
         layers = [asdict(layer) for layer in net.layer_costs(found.config)]
         labels = [f.label for f in front if f.config.id == found.config.id]
-        save_tensors(folder / f"{found.config.id}.safetensors", buffers, origin)
+        if batches is not None:
+            subnet = net.materialise(found.config)
+            recalibrate(subnet, batches)
+            paths = {id(module): path for path, module in subnet.named_modules()}
+            buffers = {f"{paths[id(m)]}.{name}": b for m in norms(subnet) for name, b in m.named_buffers(recurse=False)}
+            save_tensors(folder / f"{found.config.id}.safetensors", buffers, origin)
         write_json(folder / f"{found.config.id}.json", origin | found.plain() | {"labels": labels, "layers": layers})
-    kept = {f.config.id for f in front}
-    for file in [f for f in folder.glob("*") if f.suffix in (".json", ".safetensors") and f.stem not in kept]:
+    endings = (".json",) if batches is None else (".json", ".safetensors")
+    kept = {f"{found.config.id}{ending}" for found in front for ending in endings}
+    for file in [f for f in folder.glob("*") if f.suffix in (".json", ".safetensors") and f.name not in kept]:
         file.unlink()
 
 
@@ -190,11 +218,12 @@ def show(front: Front) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from search.words import CONTROLS
     from supernet.config import si
     from supernet.cost import UNITS
 
     table = Table(title="accuracy on select", title_justify="left")
-    for heading in ("budget", "predicted", "measured", "costs", "best uniform", "integer program"):
+    for heading in ("budget", "predicted", "measured", "costs", *(words for words, _ in CONTROLS.values())):
         table.add_column(heading, justify="left" if heading in ("budget", "costs") else "right", no_wrap=True)
     for found in front:
         mean, std = found.predicted
@@ -202,9 +231,11 @@ def show(front: Front) -> None:
         costs = [f"{si(found.costs[kind], UNITS[kind])} ({1 - spare:.0%})" for kind, spare in found.slack.items()]
         if found.seconds is not None:
             costs.append(f"{si(found.seconds, 's')} measured whole")
-        controls = [accuracy(found.controls.get(name)) for name in ("uniform", "integer_program")]
+        controls = [accuracy(found.controls.get(name)) for name in CONTROLS]
         table.add_row(found.label, predicted, accuracy(found), "\n".join(costs), *controls)
     Console(width=None if sys.stdout.isatty() else 120).print(table)
+    for found in front:
+        print(f"{found.label}: {found.verdict}")
 
 
 def accuracy(candidate: Candidate | None) -> str:

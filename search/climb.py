@@ -91,6 +91,8 @@ class Climb:
         bounds = self.limits.bounds[self.b : self.b + 1]
         self.base, self.told = base, {}
         self.anchor = self.limits.fitted(base, bounds * (1 - ROOM), rng, filling=0.0)
+        if not self.limits.inside(self.anchor)[0, self.b]:  # a cost that does not fall with bits, such as latency
+            self.anchor = base
         genes, values = single_changes(self.limits.space, self.anchor[0])
         changes = self.limits.space.spread(np.repeat(self.anchor, len(genes), axis=0), genes, values)
         rows = np.concatenate([base, self.anchor, changes])

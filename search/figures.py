@@ -9,17 +9,19 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from search.words import CONTROLS
 from supernet.config import si
 
 Record = Mapping[str, Any]
 
 # Okabe and Ito's colours, which colour-blind readers tell apart.
-FOUND, UNIFORM, PROGRAM, QUIET = "#0b84d8", "#8a929c", "#e69f00", "#56b4e9"
+FOUND, UNIFORM, PROGRAM, RANDOM, QUIET = "#0b84d8", "#8a929c", "#e69f00", "#009e73", "#56b4e9"
 BITS = [[0.0, "#7a1f5c"], [0.35, "#c2477f"], [0.65, "#5a9bd4"], [1.0, "#1f4e79"]]
-CONTROLS = (
-    ("uniform", "best uniform bits", UNIFORM, "square-open"),
-    ("integer_program", "integer program", PROGRAM, "diamond-open"),
-)
+MARKS = {
+    "uniform": (UNIFORM, "square-open"),
+    "integer_program": (PROGRAM, "diamond-open"),
+    "random_search": (RANDOM, "triangle-up-open"),
+}
 
 
 def front(found: Sequence[Record], kind: str, unit: str, points: Sequence[Record] = ()) -> go.Figure:
@@ -36,10 +38,10 @@ def front(found: Sequence[Record], kind: str, unit: str, points: Sequence[Record
     if spots:
         figure.add_scatter(**_xy(spots), name="predicted, not measured", mode="markers", marker=faint)
     _measured(figure, found, kind, "searched", {"color": FOUND, "size": 11}, "lines+markers")
-    for name, label, color, symbol in CONTROLS:
+    for name, (color, symbol) in MARKS.items():
         beaten = [{**f, **f["controls"][name]} for f in found if name in f["controls"]]
         marker = {"color": color, "symbol": symbol, "size": 15, "line": {"width": 2}}
-        _measured(figure, beaten, kind, label, marker, "markers")
+        _measured(figure, beaten, kind, CONTROLS[name][0], marker, "markers")
     costs = [cost for trace in figure.data for cost in trace.x]
     marks = _marks(min(costs), max(costs)) if costs else []
     names = [si(mark).replace(" ", "") for mark in marks]

@@ -52,9 +52,11 @@ class Found(Candidate):
         limits: kind -> limit.
         slack: kind -> share of the limit that is not used, 0..1.
         controls: what it has to beat within the same limits: `uniform` (the best uniform bits), `integer_program`
-            (the exact optimum of the additive sensitivity); left out where there is none.
+            (the exact optimum of the additive sensitivity), `random_search` (the best measured of as many random
+            subnets); left out where there is none.
         interrupted: the search was stopped by hand before its end.
         seconds: time of one image, measured whole; None where no limit asks for it.
+        verdict: whether the search paid, in words, as far as select says.
     """
 
     label: str
@@ -63,12 +65,13 @@ class Found(Candidate):
     controls: dict[str, Candidate]
     interrupted: bool
     seconds: float | None = None
+    verdict: str = ""
 
     def plain(self) -> dict[str, Any]:
         """As JSON holds it."""
         controls = {name: control.plain() for name, control in self.controls.items()}
         own = {"label": self.label, "budget": self.limits, "slack": self.slack}
-        made = own | super().plain() | {"controls": controls, "interrupted": self.interrupted}
+        made = own | super().plain() | {"controls": controls, "verdict": self.verdict, "interrupted": self.interrupted}
         return made if self.seconds is None else made | {"seconds": self.seconds}
 
 
@@ -156,6 +159,7 @@ def _found(space: SearchSpace, record: Mapping[str, Any]) -> Found:
         controls=controls,
         interrupted=record["interrupted"],
         seconds=record.get("seconds"),
+        verdict=record.get("verdict", ""),
     )
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from search.variation import single_changes
-from supernet.cost import Factors
+from supernet.cost import Cost
 from supernet.space import Indices, SearchSpace
 
 Table = NDArray[np.float64]
@@ -22,7 +22,7 @@ def refined(
     space: SearchSpace,
     row: Indices,
     limits: Mapping[str, float],
-    kinds: Mapping[str, Factors],
+    kinds: Mapping[str, Cost],
     score: Callable[[Indices], Table],
     rounds: int = 200,
 ) -> Indices:

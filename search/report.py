@@ -1,19 +1,21 @@
 """Door `report`: everything that a run's files say, as one HTML file that needs no network.
 
-It reads files only: no data, no weights, no torch. What a stage has not written yet is said, with the command that
-writes it.
+The door measures one thing, once: winners and controls on test (search/judging.py). The page itself is made of files
+only: no data, no weights, no torch. What a stage has not written yet is said, with the command that writes it.
 """
 
 from __future__ import annotations
 
 import csv
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from search import figures, page
+from search.sections import test_section, tuning_section
+from search.words import CONTROLS
 from supernet.artefacts import read_json, write_text
 from supernet.config import si
 from supernet.desk import desk
@@ -32,12 +34,47 @@ def main(cfg: DictConfig) -> None:
     from hydra.core.hydra_config import HydraConfig
 
     out = Path(HydraConfig.get().runtime.output_dir)
-    path = write_report(cfg.run, out / "report.html", title=cfg.title)
+    judged = on_test(cfg, out / "test.json")
+    for found in judged["subnets"] if judged else []:
+        print(f"{found['label']}: {found['verdict']}")
+    path = write_report(cfg.run, out / "report.html", title=cfg.title, judged=judged)
     print(f"report: {path}")
 
 
-def write_report(run: Path | str, path: Path | str, title: str | None = None) -> Path:
+def on_test(cfg: DictConfig, file: Path) -> Record | None:
+    """What test says of the winners; None where there are none, or where nothing is known and nothing can be measured.
+
+    Raises:
+        FileNotFoundError: not a run directory.
+        ValueError: a file is broken, or belongs to another space than the run.
+    """
+    files = read(Path(cfg.run))
+    if files.front is None or cfg.test is False:
+        return None
+    import torch
+
+    from search.judging import judge, key_of
+    from supernet.run import digest, load
+
+    known = read_json(file) if file.is_file() else {}
+    if known.get("key") == key_of(files.front, digest(files.path), cfg.images):
+        return dict(known)
+    if cfg.threads:
+        torch.set_num_threads(int(cfg.threads))
+    run = load(files.path, trusted=tuple(cfg.trust), needs_data=False)
+    return None if run.task is None else dict(judge(run, files.front, file, images=cfg.images, seed=int(cfg.seed)))
+
+
+def write_report(
+    run: Path | str, path: Path | str, title: str | None = None, judged: Mapping[str, Any] | None = None
+) -> Path:
     """Write the report of a run directory to `path`, and return it.
+
+    Args:
+        run: the run directory.
+        path: the HTML file.
+        title: heading; None: the run's name.
+        judged: what test says of the winners (`search.judging.judge`).
 
     Raises:
         FileNotFoundError: not a run directory.
@@ -54,6 +91,8 @@ def write_report(run: Path | str, path: Path | str, title: str | None = None) ->
     subtitle = f"elastibit report: {data}, {trained}"
     sections = [
         ("front", "What was found", found_section(files)),
+        ("test", "Did the search pay?", test_section(judged, files.front is not None, files.shown)),
+        ("tuning", "Fine-tuning", tuning_section(files.tuned, files.shown)),
         ("bits", "Bits of every layer", bits_section(files)),
         ("export", "Exported files", export_section(files)),
         ("predictor", "How well subnets are predicted", predictor_section(files)),
@@ -79,6 +118,7 @@ class Files:
         subnets: subnets/<id>.json by id.
         cards: export/<id>/card.json by id (with several profiles by id/profile), or failed.json where the file did not
             compute the same.
+        tuned: finetuned/<id>/finetuned.json.
     """
 
     path: Path
@@ -89,6 +129,7 @@ class Files:
     front: Record | None = None
     subnets: dict[str, Record] = field(default_factory=dict)
     cards: dict[str, Record] = field(default_factory=dict)
+    tuned: list[Record] = field(default_factory=list)
 
     @property
     def shown(self) -> str:
@@ -121,6 +162,7 @@ def read(path: Path) -> Files:
         optional("front.json"),
         {file.stem: own(file) for file in sorted((path / "subnets").glob("*.json"))},
         _cards(path / "export", own),
+        [own(file) for file in sorted((path / "finetuned").glob("*/finetuned.json"))],
     )
 
 
@@ -175,7 +217,10 @@ def found_section(files: Files) -> str:
         return page.missing("No search yet.", f"elastibit search run={files.shown} budget.bitops=[w3a3,w4a4]")
     subnets = files.front["subnets"]
     parts = [
-        page.text("Each budget is a hard limit; the best uniform bits and the integer program had the same limits.")
+        page.text(
+            "Each budget is a hard limit. What the winner has to beat had the same limits: the best uniform bits, the "
+            "integer program, and the best of as many random subnets as the search has measured."
+        )
     ]
     if files.front["interrupted"]:
         parts.append(page.text("The search was stopped by hand before its end."))
@@ -184,17 +229,18 @@ def found_section(files: Files) -> str:
         limited = [s for s in subnets if kind in s["budget"]]
         points = [] if unscaled else files.front["front"]
         parts.append(figures.html(figures.front(limited, kind, _unit(kind), points), f"plot-front-{kind}"))
-    head = ("budget", "measured", "predicted", "best uniform", "integer program", "BitOps", "bytes", "of the limit")
+    controls = [label for label, _ in CONTROLS.values()]
+    head = ("budget", "measured", "predicted", *controls, "BitOps", "bytes", "of the limit", "verdict on select")
     return "".join([*parts, page.table(head, map(_found_row, subnets))])
 
 
 def _found_row(found: Record) -> Sequence[str]:
-    controls = [_percent(found["controls"].get(name, {}).get("measured")) for name in ("uniform", "integer_program")]
+    controls = [_percent(found["controls"].get(name, {}).get("measured")) for name in CONTROLS]
     predicted = found["predicted"]
     said = f"{predicted['mean']:.2%} ± {predicted['std']:.2%}" if predicted["std"] else "rank only"
     spent = ", ".join(f"{1 - spare:.1%}" for spare in found["slack"].values())
     costs = si(found["costs"]["bitops"]), si(found["costs"]["bytes"], "B")
-    return found["label"], _percent(found["measured"]), said, *controls, *costs, spent
+    return found["label"], _percent(found["measured"]), said, *controls, *costs, spent, found.get("verdict", "")
 
 
 def bits_section(files: Files) -> str:
@@ -287,6 +333,7 @@ def origin_section(files: Files) -> str:
         made["predictor.json"] = files.predictor["report"].get("provenance", {})
     if files.front:
         made["front.json"] = files.front["provenance"]
+    made |= {f"finetuned/{record['id']}": record["provenance"] for record in files.tuned}
     head = ("file", "command", "date", "seed", "processor")
     rows = []
     for name, origin in made.items():

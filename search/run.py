@@ -1,36 +1,31 @@
-"""One search for all budgets: seeds, evolution on the predictor, re-evaluation of the best."""
+"""One search for all budgets: seeds, evolution on the predictor, and the best beside their controls, measured."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 
-from predictors.measuring import measure
-from search.allocation import Program
+from predictors.measuring import weights_digest
+from search.allocation import Program, reach
+from search.candidates import Bench, best_of, distinct, in_turn, winner
+from search.controls import Named, controls, random_rows
 from search.evolution import NSGA2
-from search.front import Candidate, Found, Front
+from search.evolving import Checkpoint, evolve, key
+from search.front import Found, Front
 from search.problem import Archive, Problem
-from search.refine import refined
 from search.timing import KIND, Stopwatch
-from supernet.artefacts import Progress
-from supernet.artefacts import progress as show_progress
 from supernet.config import SubnetConfig, si
-from supernet.cost import UNITS, Costs, Factors, fill
+from supernet.cost import UNITS, Costs, Factors
 from supernet.elastic.supernet import SuperNet
-from supernet.interfaces import Predictor, SearchAlgorithm, Task
-from supernet.space import Indices, SearchSpace, magnitude
+from supernet.interfaces import Engine, Predictor, SearchAlgorithm, Task
+from supernet.space import Indices, SearchSpace
 
-log = logging.getLogger(__name__)
 MARGINS = (0.95, 0.9, 0.8)
 """Shares of a latency limit that the table's error may take."""
-
-REFINEMENTS = 6
-"""How often, evenly over a search, the best rows are taken to their local optimum."""
+STATE = "search.state.json"
 
 
 def search(
@@ -49,65 +44,109 @@ def search(
     recalibrate_images: int | None = None,
     select_images: int | None = None,
     seconds: Callable[[SubnetConfig], float] | None = None,
+    random_search: bool = True,
+    out: Path | str | None = None,
+    reuse: Iterable[Path | str] = (),
+    engine: Engine | None = None,
     progress: bool = True,
 ) -> Front:
     """The best subnet within each budget; all budgets are searched at once, and nothing over a limit is returned.
 
     The first generation holds, for each budget, the best uniform bits that fit, the integer program's optimum of the
-    sensitivity, and the cheapest subnet. Interrupted by hand (Ctrl-C), it returns the best so far.
+    sensitivity, and the cheapest subnet. Interrupted by hand (Ctrl-C), it returns the best so far. With `out`, a search
+    that was killed or interrupted goes on when it is called again alike, to the same result, and no subnet is measured
+    twice, whatever the budget.
 
     Args:
         net: the supernet (without `task`, anything with `space`, `costs` and `fingerprint`).
         predictor: what subnets are worth; higher is better.
         budgets: mappings kind -> limit; one mapping is one budget.
-        rng: None: one seeded with 0.
+        rng: None: one seeded with 0. Random search draws from a stream of its own.
         space: a view of the net's space to search in; None: all of it.
         task: if given, the best candidates of each budget and its controls are measured on select, and the best
-            measured wins.
-        candidates: subnets measured for each budget, besides the controls.
+            measured wins; else the best predicted wins, and of what is measured only what files know.
+        candidates: subnets measured for each budget, besides the controls; 0: nothing is measured.
         generations, population: length and width of the evolution.
         sensitivity: additive quality cost for the integer program; None: the predictor's own `sensitivity`, if it has
             one.
         algorithm: makes the search algorithm when called with space, costs, budgets, seeds and population; None: NSGA2.
         recalibrate_images, select_images: images for re-evaluation; None: all.
         seconds: measures a subnet as a whole; under a budget of latency, candidates that take longer are dropped.
+        random_search: measure, beside each winner, as many random subnets within the budget as candidates.
+        out: folder that keeps measured.jsonl and, until the end, search.state.json; None: nothing is kept.
+        reuse: files of earlier measurements (pairs.jsonl): those of the same weights and images are not made again,
+            and the best of them compete too.
+        engine: how subnets are measured; None: in this process.
         progress: show progress and, before the search, what the budgets can reach.
 
     Raises:
         ValueError: a budget that cannot be read or met, a latency that no subnet keeps when it is measured whole, or a
-            setting below 1.
+            setting out of range.
     """
-    if min(candidates, generations, population) < 1:
-        raise ValueError(
-            f"candidates, generations and population are at least 1, got {candidates}, {generations}, {population}"
-        )
-    rng = rng or np.random.default_rng(0)
+    check(candidates, generations, population)
+    rng, out = rng or np.random.default_rng(0), Path(out) if out else None
+    draws = rng.spawn(1)[0] if random_search else None
     problem = Problem(space or net.space, _view(net, space), predictor, budgets)
     if progress:
         announce(problem)
-    watch, n = Stopwatch(seconds), len(problem.budgets)
+    watch, every = Stopwatch(seconds), range(len(problem.budgets))
     sensitivity = sensitivity or getattr(predictor, "sensitivity", None)
-    spare = [_spare(problem, b, watch, sensitivity) for b in range(n)]
-    controls = _controls(problem, sensitivity, rng)
-    known = [_landmarks(problem), *(row[None] for c in controls for row in c.values())]
-    made = (algorithm or NSGA2)(
-        space=problem.space,
-        costs=problem.costs,
-        budgets=[b.limits for b in problem.budgets],
-        seeds=np.unique(np.concatenate(known), axis=0),
-        population=population,
-    )
+    spare = [_spare(problem, b, watch, sensitivity) for b in every]
+    named = controls(problem, sensitivity, rng)
+    made, seeds = _algorithm(problem, algorithm or NSGA2, named, population)
+    sizes = {"generations": generations, "population": population}
+    settings = sizes | ({"weights": weights_digest(net)} if out else {})
+    checkpoint = Checkpoint(out / STATE, key(problem, made, seeds, rng, settings)) if out else None
     archive = Archive(problem)
-    interrupted = _evolve(problem, made, archive, generations, population, rng, progress)
-    chosen = [_distinct([*archive.top(b, candidates), *controls[b].values(), *spare[b]]) for b in range(n)]
-    measured: dict[str, float] = {}
-    if task is not None and not interrupted:
-        data = list(task.recalibrate(recalibrate_images)), list(task.select(select_images))
-        interrupted = _measure_all(net, problem.space, chosen, data, measured, progress)
-    found = [_winner(problem, b, chosen[b], controls[b], measured, interrupted, watch) for b in range(n)]
+    stopped = evolve(problem, made, archive, **sizes, rng=rng, checkpoint=checkpoint, progress=progress)
+    archive.check()
+    images = {"recalibrate_images": recalibrate_images, "select_images": select_images}
+    bench = Bench(net, task if candidates else None, out=out, reuse=reuse, engine=engine, **images)
+    met = [[*archive.top(b, max(1, candidates)), *bench.best(problem, b, candidates)] for b in every]
+    chosen = [_within(problem, b, [*met[b], *named[b].values(), *spare[b]]) for b in every]
+    stopped = stopped or _measure(problem, bench, chosen, named, draws, progress)
+    found = [winner(problem, b, chosen[b], named[b], bench, watch, stopped) for b in every]
+    if checkpoint and not stopped:
+        checkpoint.remove()
+    return _front(problem, found, made)
+
+
+def check(candidates: int, generations: int, population: int) -> None:
+    """Raise ValueError where a number is out of range."""
+    if candidates < 0 or min(generations, population) < 1:
+        raise ValueError(
+            "candidates is at least 0, generations and population at least 1, "
+            f"got {candidates}, {generations}, {population}"
+        )
+
+
+def _front(problem: Problem, found: Sequence[Found], made: SearchAlgorithm) -> Front:
     rows, values = made.front()
     costs = {kind: values[:, 1 + k] for k, kind in enumerate(problem.kinds)}
-    return Front(found, net.fingerprint, rows, -values[:, 0], costs)
+    return Front(found, problem.space.fingerprint, rows, -values[:, 0], costs)
+
+
+def _measure(
+    problem: Problem,
+    bench: Bench,
+    chosen: Sequence[Sequence[Indices]],
+    named: Sequence[Named],
+    draws: np.random.Generator | None,
+    progress: bool,
+) -> bool:
+    """Measure what was chosen for each budget and, with `draws`, as many random rows, the best of which becomes a
+    control; True if stopped by hand. Where nothing can be measured, it becomes one if all of them are known."""
+    every = range(len(chosen))
+    can = bench.measurer is not None
+    drawn: list[list[Indices]] = [[] for _ in every]
+    if draws and (can or bench.records):
+        drawn = [list(random_rows(problem, b, len(chosen[b]), draws)) for b in every]
+    stopped = bench.measure(in_turn(problem, chosen, drawn), progress)
+    for b in every:
+        luckiest = best_of(problem, b, drawn[b], bench) if can or bench.knows(problem, drawn[b]) else None
+        if luckiest is not None:
+            named[b]["random_search"] = luckiest
+    return stopped
 
 
 def _view(net: SuperNet, space: SearchSpace | None) -> Costs:
@@ -118,29 +157,41 @@ def _view(net: SuperNet, space: SearchSpace | None) -> Costs:
         raise ValueError(
             f"space {space.fingerprint} is no view of the supernet's {net.fingerprint}; make it with net.space.restrict"
         )
-    costs = Costs(space, net.costs.layers)
-    costs.kinds = net.costs.kinds
-    return costs
+    return net.costs.view(space)
 
 
 def announce(problem: Problem) -> None:
     """Print, on standard error, the exact range of each limited kind and the limits in it."""
     console = Console(stderr=True, highlight=False)
-    for kind, factors in problem.kinds.items():
-        ends = np.stack([Program(problem.space, factors * sign, {}).solve({}) for sign in (1.0, -1.0)])
-        low, high = (si(float(v), UNITS.get(kind, "")) for v in factors.value(ends))
+    for kind, cost in problem.kinds.items():
+        low, high = (si(v, UNITS.get(kind, "")) for v in reach(problem.space, cost))
         limits = [f"{b.label} = {si(b.limits[kind], UNITS.get(kind, ''))}" for b in problem.budgets if kind in b.limits]
         console.print(f"{kind}: reachable {low} to {high}; budgets {', '.join(limits)}")
+
+
+def _algorithm(
+    problem: Problem, make: Callable[..., SearchAlgorithm], named: Sequence[Named], population: int
+) -> tuple[SearchAlgorithm, Indices]:
+    """The algorithm and its seeds: landmarks and controls."""
+    known = [_landmarks(problem), *(row[None] for rows in named for row in rows.values())]
+    seeds = np.unique(np.concatenate(known), axis=0)
+    given = {"budgets": problem.targets, "seeds": seeds, "population": population}
+    return make(space=problem.space, costs=problem.costs, **given), seeds
 
 
 def _landmarks(problem: Problem) -> Indices:
     """Smallest, largest, and the cheapest row within each budget; ValueError where its limits contradict each other."""
     rows = [problem.space.smallest().row, problem.space.largest().row]
     for budget in problem.budgets:
-        kinds = {kind: problem.kinds[kind] for kind in budget.limits}
-        cheapest = Program(problem.space, next(iter(kinds.values())), kinds).solve(budget.limits)
-        rows.append(tuple(cheapest.tolist()))
+        rows.append(tuple(problem.cheapest(budget).tolist()))
     return np.array(rows, dtype=np.int64)
+
+
+def _within(problem: Problem, b: int, rows: Sequence[Indices]) -> list[Indices]:
+    """The rows within budget b, each once; where there is none (interrupted before anything was told), landmarks."""
+    every = distinct(rows)
+    inside = [row for row in every if problem.within(problem.budgets[b], row[None])[0]]
+    return inside or [row for row in _landmarks(problem) if problem.within(problem.budgets[b], row[None])[0]]
 
 
 def _spare(problem: Problem, b: int, watch: Stopwatch, sensitivity: Factors | None) -> list[Indices]:
@@ -153,7 +204,7 @@ def _spare(problem: Problem, b: int, watch: Stopwatch, sensitivity: Factors | No
     if KIND not in budget.limits:
         return []
     kinds = {kind: problem.kinds[kind] for kind in budget.limits}
-    fastest = Program(problem.space, kinds[KIND], kinds).solve(budget.limits)
+    fastest = Program(problem.space, Factors(), kinds).least(KIND, budget.limits)
     predicted = float(kinds[KIND].value(fastest[None])[0])
     watch.require(problem.space.config(fastest), predicted, budget.label, budget.limits)
     tight = [share * budget.limits[KIND] for share in MARGINS if share * budget.limits[KIND] > predicted]
@@ -161,160 +212,3 @@ def _spare(problem: Problem, b: int, watch: Stopwatch, sensitivity: Factors | No
         return [fastest]
     program = Program(problem.space, sensitivity, kinds)
     return [*(program.solve(budget.limits | {KIND: limit}) for limit in tight), fastest]
-
-
-def _controls(problem: Problem, sensitivity: Factors | None, rng: np.random.Generator) -> list[dict[str, Indices]]:
-    """For each budget, by name, the row [d] of each control."""
-    uniform = uniform_rows(problem.space)
-    scores = problem.scores(uniform)
-    program = Program(problem.space, sensitivity, problem.kinds) if sensitivity else None
-    controls: list[dict[str, Indices]] = []
-    for budget in problem.budgets:
-        named: dict[str, Indices] = {}
-        fits = problem.within(budget, uniform)
-        if fits.any():
-            named["uniform"] = uniform[np.argmax(np.where(fits, scores, -np.inf))]
-        if program:
-            optimum = program.solve(budget.limits)[None]
-            named["integer_program"] = fill(problem.space, optimum, budget.limits, problem.kinds, rng)[0]
-        controls.append(named)
-    return controls
-
-
-def uniform_rows(space: SearchSpace) -> Indices:
-    """[n, d] the largest architecture at uniform bits wXaY, for all X and Y that some dimension offers."""
-    offered = [
-        sorted({magnitude(c) for d in space.dimensions if d.quantizes and d.name.endswith(kind) for c in d.choices})
-        for kind in ("weight", "input")
-    ]
-    rows = [space.uniform(f"w{w}a{a}").row for w in offered[0] for a in offered[1]]
-    return np.unique(np.array(rows, dtype=np.int64), axis=0)
-
-
-def _evolve(
-    problem: Problem,
-    algorithm: SearchAlgorithm,
-    archive: Archive,
-    generations: int,
-    population: int,
-    rng: np.random.Generator,
-    progress: bool,
-) -> bool:
-    """Run the generations; True if stopped by hand."""
-
-    def told(rows: Indices, step: int) -> None:
-        values = problem.objectives(rows)
-        archive.add(rows, -values[:, 0])
-        algorithm.tell(rows, values, step, generations)
-
-    with _interruptible() as state, _bar("searching", generations, progress) as bar:
-        for step in range(generations):
-            rows = algorithm.ask(population, rng)
-            told(rows, step)
-            if (step + 1) % max(1, generations // REFINEMENTS) == 0 or step in (0, generations - 1):
-                told(_refinements(problem, archive, rows), step)
-            if bar:
-                bar.advance(note=", ".join(_best(problem, archive)))
-    return state["interrupted"]
-
-
-def _refinements(problem: Problem, archive: Archive, rows: Indices) -> Indices:
-    """For each budget, where its best row and the best of `rows` lead by single changes and exchanges."""
-    scores = problem.scores(rows)
-    ends = []
-    for b, budget in enumerate(problem.budgets):
-        starts = list(archive.top(b, 1))
-        fits = problem.within(budget, rows)
-        if fits.any():
-            starts.append(rows[np.argmax(np.where(fits, scores, -np.inf))])
-        for start in _distinct(starts):
-            ends.append(refined(problem.space, start, budget.limits, problem.kinds, problem.scores))
-    return np.unique(np.array(ends, dtype=np.int64).reshape(-1, len(problem.space)), axis=0)
-
-
-def _best(problem: Problem, archive: Archive) -> Iterator[str]:
-    for budget, (_, scores) in zip(problem.budgets, archive.best, strict=True):
-        if len(scores):
-            yield f"{budget.label} {scores[0]:.4g}"
-
-
-@contextmanager
-def _interruptible() -> Iterator[dict[str, bool]]:
-    """Ends the block at Ctrl-C, and says so."""
-    state = {"interrupted": False}
-    try:
-        yield state
-    except KeyboardInterrupt:
-        state["interrupted"] = True
-        log.warning("interrupted; going on with the best so far")
-
-
-@contextmanager
-def _bar(description: str, total: int, shown: bool) -> Iterator[Progress | None]:
-    with ExitStack() as stack:
-        yield stack.enter_context(show_progress(description, total)) if shown else None
-
-
-def _measure_all(
-    net: SuperNet,
-    space: SearchSpace,
-    chosen: Sequence[Sequence[Indices]],
-    data: tuple[list[Any], list[Any]],
-    measured: dict[str, float],
-    progress: bool,
-) -> bool:
-    """Fill in accuracy by subnet id, each subnet once, budgets in turn; True if stopped by hand."""
-    longest = max(map(len, chosen))
-    queue = [rows[i] for i in range(longest) for rows in chosen if i < len(rows)]
-    configs = {config.id: config for config in map(space.config, queue)}
-    with _interruptible() as state, _bar("measuring candidates", len(configs), progress) as bar:
-        for config in configs.values():
-            measured[config.id] = measure(net, config, *data)
-            if bar:
-                bar.advance(note=f"{measured[config.id]:.1%}")
-    return state["interrupted"]
-
-
-def _winner(
-    problem: Problem,
-    b: int,
-    rows: Sequence[Indices],
-    controls: Mapping[str, Indices],
-    measured: Mapping[str, float],
-    interrupted: bool,
-    watch: Stopwatch,
-) -> Found:
-    """The best measured row within budget b, or the best predicted where none was measured; what takes longer than a
-    limit on latency, measured whole, is dropped."""
-    budget = problem.budgets[b]
-    pool = [_candidate(problem, row, measured) for row in rows if problem.within(budget, row[None])[0]]
-    if not pool:  # interrupted before anything was told: the landmark that must exist
-        pool = [
-            _candidate(problem, row, measured) for row in _landmarks(problem) if problem.within(budget, row[None])[0]
-        ]
-    known = [c for c in pool if c.measured is not None] or pool
-    known.sort(key=lambda c: (c.measured or 0.0, c.predicted[0], -c.costs[next(iter(budget.limits))]), reverse=True)
-    best = watch.first(known, budget.limits) or watch.first(pool, budget.limits)
-    assert best is not None, "the fastest row is among them"
-    slack = {kind: max(0.0, 1 - best.costs[kind] / limit) for kind, limit in budget.limits.items()}
-    named = {name: _candidate(problem, row, measured) for name, row in controls.items()}
-    named = {name: control for name, control in named.items() if watch.fits(control.config, budget.limits)}
-    return Found(
-        **vars(best),
-        label=budget.label,
-        limits=budget.limits,
-        slack=slack,
-        controls=named,
-        interrupted=interrupted,
-        seconds=watch.of(best.config, budget.limits),
-    )
-
-
-def _candidate(problem: Problem, row: Indices, measured: Mapping[str, float]) -> Candidate:
-    mean, std = problem.predictor.predict(row[None])
-    config = problem.space.config(row)
-    return Candidate(config, (float(mean[0]), float(std[0])), measured.get(config.id), problem.costs.of(config))
-
-
-def _distinct(rows: Sequence[Indices]) -> list[Indices]:
-    return list({tuple(row.tolist()): row for row in rows}.values())

@@ -100,7 +100,8 @@ class Limits:
         return rows
 
     def _over(self, rows: Indices, bounds: Table) -> NDArray[np.bool_]:
-        return (self.spent(rows) > bounds).any(1)
+        outside: NDArray[np.bool_] = (self.spent(rows) > bounds).any(1)
+        return outside
 
     def _walked(
         self, rows: Indices, table: Sequence[NDArray[np.int64]], bounds: Table, rng: np.random.Generator, least: bool

@@ -1,22 +1,25 @@
-"""What a subnet costs, as sums of lookups: BitOps in three conventions, bytes, MACs; and budgets on them.
-
-A cost is a `Factors`: a list of (dimensions, table over their joint choices), summed. That one form is evaluated in
-bulk by the search, tilted by the cost-first sampler and solved exactly by the integer program.
-"""
+"""What a subnet costs, kind by kind; limits on it, as users type them; rows brought within them."""
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from supernet.config import SI, Layer, PerChannel, QuantConfig, SubnetConfig, si
-from supernet.space import Indices, SearchSpace, magnitude
+from supernet.config import SI, Layer, SubnetConfig, si
+from supernet.costs.average import average_input_bits, average_weight_bits
+from supernet.costs.peak import Step, peak_activation_bytes
+from supernet.costs.sums import bitops, macs, stored_bytes
+from supernet.factors import Cost as Cost
+from supernet.factors import Factors as Factors
+from supernet.factors import Table as Table
+from supernet.factors import gated as gated
+from supernet.space import Indices, SearchSpace
 
 UNITS = {
     "bitops": "BitOps",
@@ -24,93 +27,11 @@ UNITS = {
     "bitops_inner": "BitOps",
     "bytes": "B",
     "macs": "MACs",
+    "average_weight_bits": "bits",
+    "average_input_bits": "bits",
+    "peak_activation_bytes": "B",
     "latency": "s",
 }
-Table = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Factors:
-    """A function of a subnet that is a sum of tables, each looked up by a few genes.
-
-    Attributes:
-        terms: (positions of the dimensions, table whose axes are their choices). No positions: a constant.
-    """
-
-    terms: tuple[tuple[tuple[int, ...], Table], ...] = field(default_factory=tuple)
-
-    def value(self, indices: Indices) -> Table:
-        """[n] values of canonical rows [n, d]."""
-        indices = np.asarray(indices)
-        total = np.zeros(len(indices))
-        for dimensions, table in self.terms:
-            total += table[tuple(indices[:, i] for i in dimensions)]
-        return total
-
-    def __add__(self, other: Factors) -> Factors:
-        return Factors(self.terms + other.terms)
-
-    def __mul__(self, factor: float) -> Factors:
-        return Factors(tuple((dims, table * factor) for dims, table in self.terms))
-
-
-def gated(space: SearchSpace, layer: Layer, genes: Sequence[str], table: Table) -> tuple[tuple[int, ...], Table]:
-    """One term: `table` over `genes` where the layer runs, 0 where it does not."""
-    dims = [space.position[g] for g in genes]
-    for name, allowed in layer.active_if:
-        other = space.position[name]
-        on = np.array([c in allowed for c in space.dimensions[other].choices], dtype=float)
-        if not on.all():
-            dims, table = [*dims, other], table[..., None] * on
-    return tuple(dims), table
-
-
-def _bits(space: SearchSpace, name: str) -> Table:
-    return np.array([magnitude(c) for c in space.dimensions[space.position[name]].choices], dtype=float)
-
-
-def bitops(space: SearchSpace, layers: Sequence[Layer], first_last: str = "true") -> Factors:
-    """Sum of MACs x weight bits x input bits over the layers that run.
-
-    Three conventions are in print and differ by 20 % for a ResNet-18 at 4 bits: all layers at their true bits ("true"),
-    first and last counted at 8 bits ("8"), first and last left out ("out").
-    """
-    terms = []
-    for k, layer in enumerate(layers):
-        edge = k in (0, len(layers) - 1)
-        if edge and first_last == "out":
-            continue
-        if edge and first_last == "8":
-            terms.append(gated(space, layer, (), np.array(64.0 * layer.macs)))
-        else:
-            product = _bits(space, layer.weight)[:, None] * _bits(space, layer.input)
-            terms.append(gated(space, layer, (layer.weight, layer.input), layer.macs * product))
-    return Factors(tuple(terms))
-
-
-def stored_bytes(space: SearchSpace, layers: Sequence[Layer]) -> Factors:
-    """Bytes of what a file has to hold: packed weight codes, scales (4 B), zero-points (1 B), biases (4 B).
-
-    Behind a BatchNorm the scale is per channel and there is a bias in the file, whatever the granularity in training
-    was; the input's own scale and zero-point count 5 B.
-    """
-    terms = []
-    for layer in layers:
-        table = []
-        for choice in space.dimensions[space.position[layer.weight]].choices:
-            assert isinstance(choice, QuantConfig)
-            per_channel = layer.behind_norm or isinstance(choice.granularity, PerChannel)
-            scales = layer.outputs if per_channel else 1
-            codes = math.ceil(layer.weights * choice.bits / 8)
-            bias = 4 * layer.outputs if layer.bias or layer.behind_norm else 0
-            table.append(codes + scales * (4 if choice.symmetric else 5) + bias + 5)
-        terms.append(gated(space, layer, (layer.weight,), np.array(table, dtype=float)))
-    return Factors(tuple(terms))
-
-
-def macs(space: SearchSpace, layers: Sequence[Layer]) -> Factors:
-    """Multiply-accumulates of one example, bits left aside."""
-    return Factors(tuple(gated(space, layer, (), np.array(float(layer.macs))) for layer in layers))
 
 
 class Costs:
@@ -119,18 +40,29 @@ class Costs:
     Args:
         space: the space (any view of it).
         layers: its multiplying layers in order of execution.
+        steps: what an inference holds, operator by operator; without them there is no `peak_activation_bytes`.
     """
 
-    def __init__(self, space: SearchSpace, layers: Sequence[Layer]) -> None:
+    def __init__(self, space: SearchSpace, layers: Sequence[Layer], steps: Sequence[Step] = ()) -> None:
         self.space = space
         self.layers = tuple(layers)
-        self.kinds: dict[str, Factors] = {
+        self.kinds: dict[str, Cost] = {
             "bitops": bitops(space, layers),
             "bitops_first_last_8": bitops(space, layers, "8"),
             "bitops_inner": bitops(space, layers, "out"),
             "bytes": stored_bytes(space, layers),
             "macs": macs(space, layers),
+            "average_weight_bits": average_weight_bits(space, layers),
+            "average_input_bits": average_input_bits(space, layers),
         }
+        if steps:
+            self.kinds["peak_activation_bytes"] = peak_activation_bytes(space, steps)
+
+    def view(self, space: SearchSpace) -> Costs:
+        """The same kinds for a view of the space: uniform bits and ends of ranges are the view's."""
+        viewed = copy.copy(self)
+        viewed.space = space
+        return viewed
 
     def of(self, config: SubnetConfig | Sequence[int] | Indices) -> dict[str, float]:
         """Every cost of one subnet, by kind, in the kind's unit."""
@@ -166,12 +98,13 @@ class Costs:
     def reachable(self, kind: str) -> tuple[float, float]:
         """Smallest and largest cost of this kind that the view can reach.
 
-        From the smallest and the largest subnet, each gene takes the form that is cheapest or dearest; exact where
-        terms share no gene but depth and grow with bits, as ours do.
+        From the smallest and the largest subnet, each gene takes the choice that is cheapest or dearest, until none
+        changes; exact where terms share no gene but depth and grow with bits, as ours do (`search.allocation.reach` is
+        exact for all).
         """
         cost, ends = self.kinds[kind], np.array([self.space.smallest().row, self.space.largest().row], dtype=np.int64)
         low = cheapest(self.space, ends[:1], cost.value)
-        high = cheapest(self.space, ends[1:], (cost * -1.0).value)
+        high = cheapest(self.space, ends[1:], lambda rows: -cost.value(rows))
         return float(cost.value(low)[0]), float(cost.value(high)[0])
 
     def check(self, budget: Mapping[str, float]) -> None:
@@ -185,18 +118,22 @@ class Costs:
                     "raise the budget to that or more"
                 )
 
-    def parse(self, budget: Mapping[str, str | float]) -> dict[str, float]:
-        """Limits by kind, in the kind's unit, checked against what can be reached.
+    def limits(self, budget: Mapping[str, str | float]) -> dict[str, float]:
+        """Limits by kind, in the kind's unit.
 
         Raises:
-            ValueError: not a mapping kind -> limit, an unknown kind, an unreadable or unreachable limit.
+            ValueError: not a mapping kind -> limit, an unknown kind, an unreadable limit.
         """
         if not isinstance(budget, Mapping) or not budget:
             raise ValueError(
                 f"a budget is a mapping kind -> limit, e.g. {{'bitops': 'w4a4'}}, with a kind of "
                 f"{', '.join(self.kinds)}; got {budget!r}"
             )
-        limits = {kind: self.limit(kind, text) for kind, text in budget.items()}
+        return {kind: self.limit(kind, text) for kind, text in budget.items()}
+
+    def parse(self, budget: Mapping[str, str | float]) -> dict[str, float]:
+        """`limits`, each checked for itself against what can be reached; ValueError where it cannot."""
+        limits = self.limits(budget)
         self.check(limits)
         return limits
 
@@ -212,7 +149,7 @@ def label(budget: Mapping[str, str | float]) -> str:
     return "-".join(str(v) if isinstance(v, str) else f"{v:g}" for v in budget.values())
 
 
-def over(limits: Mapping[str, float], kinds: Mapping[str, Factors], indices: Indices) -> Table:
+def over(limits: Mapping[str, float], kinds: Mapping[str, Cost], indices: Indices) -> Table:
     """[n] largest relative excess over the limits (<= 0: within all of them)."""
     excess = [kinds[kind].value(indices) / limit - 1 for kind, limit in limits.items()]
     return np.max(excess, axis=0) if excess else np.full(len(indices), -1.0)
@@ -222,7 +159,7 @@ def repair(
     space: SearchSpace,
     indices: Indices,
     limits: Mapping[str, float],
-    kinds: Mapping[str, Factors],
+    kinds: Mapping[str, Cost],
     rng: np.random.Generator,
 ) -> Indices:
     """Rows brought within all limits by taking random active genes one step down until they fit.
@@ -242,12 +179,18 @@ def repair(
 
 
 def cheapest(space: SearchSpace, rows: Indices, value: Callable[[Indices], Table]) -> Indices:
-    """Rows [n, d] whose genes, one after the other, have taken the admissible choice of least `value` (rows -> [n])."""
-    for i, mask in enumerate(space.admissible):
-        n, choices = len(rows), np.flatnonzero(mask)
-        options = space.spread(np.tile(rows, (len(choices), 1)), np.full(n * len(choices), i), np.repeat(choices, n))
-        best = value(options).reshape(len(choices), n).argmin(0)
-        rows = options.reshape(len(choices), n, -1)[best, np.arange(n)]
+    """Rows [n, d] whose genes, one after the other, have taken the admissible choice of least `value` (rows -> [n]),
+    again and again, until no choice of a single gene lowers it."""
+    before, least = np.full(len(rows), np.inf), value(rows)
+    while (least < before).any():
+        for i, mask in enumerate(space.admissible):
+            n, choices = len(rows), np.flatnonzero(mask)
+            options = space.spread(
+                np.tile(rows, (len(choices), 1)), np.full(n * len(choices), i), np.repeat(choices, n)
+            )
+            best = value(options).reshape(len(choices), n).argmin(0)
+            rows = options.reshape(len(choices), n, -1)[best, np.arange(n)]
+        before, least = least, value(rows)
     return rows
 
 
@@ -268,7 +211,7 @@ def fill(
     space: SearchSpace,
     indices: Indices,
     limits: Mapping[str, float],
-    kinds: Mapping[str, Factors],
+    kinds: Mapping[str, Cost],
     rng: np.random.Generator,
     rounds: int = 32,
 ) -> Indices:

@@ -108,7 +108,10 @@ class Sampler(Protocol):
 
 
 class SearchAlgorithm(Sampler, Protocol):
-    """A sampler that also keeps the best of what it was told."""
+    """A sampler that also keeps the best of what it was told.
+
+    Its state comes back out of JSON, arrays as lists, when a search that was killed goes on.
+    """
 
     def front(self) -> tuple[Indices, NDArray[np.float64]]:
         """Non-dominated rows [n, d] and their objectives [n, m]."""
@@ -150,8 +153,11 @@ class Engine(Protocol):
 class Sensitivity(Protocol):
     """What each choice costs in quality, as a sum of tables (higher is worse)."""
 
-    def __call__(self, net: Any, batches: Iterable[Tensor]) -> Factors:
-        """Measure `net` (a SuperNet) on input batches."""
+    def __call__(self, net: Any, batches: Iterable[Tensor | Batch]) -> Factors:
+        """Measure `net` (a SuperNet) on batches of images, or of images and labels; it is left as it was.
+
+        Methods that want labels take, where batches have none, the classes that the network says itself in float.
+        """
         ...
 
 

@@ -10,18 +10,21 @@ Files are plain and carry no class names, except config.yaml, whose targets go t
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from supernet.artefacts import load_tensors, provenance, read_json, save_tensors, write_json, write_text
 from supernet.config import NumberFormat, build, registered
 from supernet.elastic.supernet import SuperNet
 from supernet.interfaces import Task
+
+log = logging.getLogger(__name__)
 
 WEIGHT_SOURCES = {"weights": None, "pretrained": False}
 FACTORY = "supernet.backbones.python.from_factory"
@@ -68,7 +71,11 @@ def save(
 
 
 def load(
-    path: Path | str, *, model: Callable[[], nn.Module] | nn.Module | None = None, trusted: Sequence[str] = ()
+    path: Path | str,
+    *,
+    model: Callable[[], nn.Module] | nn.Module | None = None,
+    trusted: Sequence[str] = (),
+    needs_data: bool = True,
 ) -> Run:
     """A run directory back.
 
@@ -76,9 +83,10 @@ def load(
         path: the directory.
         model: for runs that were given a module: the module, or a function that makes it.
         trusted: targets or factories of your own that the run's config may name.
+        needs_data: False: a run whose data is not on this machine comes without its task, and a warning says so.
 
     Raises:
-        FileNotFoundError: not a run directory.
+        FileNotFoundError: not a run directory, or its data is not there.
         ValueError: a file is broken, names what it must not, or belongs to another space.
     """
     path = Path(path)
@@ -89,8 +97,9 @@ def load(
             )
     space = read_json(path / "space.json")
     config = _config(path / "config.yaml")
-    task = rebuild(config["task"], trusted=trusted) if "task" in config else None
-    module = _model(model, config, task, trusted)
+    task = _task(config, trusted, needs_data)
+    state, metadata = load_tensors(path / "supernet.safetensors")
+    module = _model(model, config, task, trusted, (space, state))
     options = space["options"] | {"formats": [_format(f) for f in space["options"]["formats"]]}
     net = SuperNet(module, torch.zeros(space["example"]), **options)
     if net.fingerprint != space["fingerprint"]:
@@ -98,7 +107,6 @@ def load(
             f"{path} is of space {space['fingerprint']}, this model makes {net.fingerprint}; "
             "give the model that the run was made with"
         )
-    state, metadata = load_tensors(path / "supernet.safetensors")
     if metadata.get("fingerprint") != net.fingerprint:
         raise ValueError(
             f"{path / 'supernet.safetensors'} is of space {metadata.get('fingerprint')}, "
@@ -119,6 +127,15 @@ def digest(path: Path | str) -> str:
     """SHA-256 of what a run has trained: its supernet.safetensors, which equal runs share."""
     with (Path(path) / "supernet.safetensors").open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def weights_digest(net: SuperNet) -> str:
+    """Sixteen hexadecimal digits of all learned values (not BatchNorm statistics): another training gives others."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(net.named_parameters()):
+        digest.update(name.encode())
+        digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _format(described: Mapping[str, Any]) -> NumberFormat:
@@ -152,21 +169,47 @@ def _config(path: Path) -> dict[str, Any]:
     return {str(key): value for key, value in config.items()}
 
 
+def _task(config: Mapping[str, Any], trusted: Sequence[str], needs_data: bool) -> Task | None:
+    """The run's task; None where it has none, or where its data is missing and not needed."""
+    if "task" not in config:
+        return None
+    try:
+        made: Task = rebuild(config["task"], trusted=trusted)
+    except FileNotFoundError as error:
+        if needs_data:
+            raise
+        log.warning("going on without the run's data, nothing is measured: %s", " ".join(str(error).split()))
+        return None
+    return made
+
+
 def _model(
-    model: Callable[[], nn.Module] | nn.Module | None, config: dict[str, Any], task: Task | None, trusted: Sequence[str]
+    model: Callable[[], nn.Module] | nn.Module | None,
+    config: dict[str, Any],
+    task: Task | None,
+    trusted: Sequence[str],
+    stored: tuple[Mapping[str, Any], Mapping[str, Tensor]],
 ) -> nn.Module:
+    """The module of a run: given, or by its configuration; where there is no task, the stored tensors say how many
+    classes there are (rows of the last layer)."""
     if isinstance(model, nn.Module):
         return model
     if model is not None:
         return model()
     node = config.get("backbone")
-    if node is None or task is None:
+    if node is None or "task" not in config:
         raise ValueError(
             "this run was made from a module, not from a configuration; "
             "pass model=<the module or a function that makes it>"
         )
     known = {key: value for key, value in WEIGHT_SOURCES.items() if key in node}
-    return rebuild(node | known, trusted=trusted, n_classes=task.n_classes, in_channels=task.in_channels)
+    if task is not None:
+        return rebuild(node | known, trusted=trusted, n_classes=task.n_classes, in_channels=task.in_channels)
+    space, state = stored
+    last = [d["name"] for d in space["dimensions"] if d["name"].endswith(".weight")][-1]
+    return rebuild(
+        node | known, trusted=trusted, n_classes=len(state[f"model.{last}"]), in_channels=space["example"][1]
+    )
 
 
 def rebuild(node: Any, /, *, trusted: Sequence[str] = (), **extra: Any) -> Any:

@@ -350,7 +350,7 @@ class SearchSpace:
         """
         indices = np.asarray(indices)
         active = self.active(indices)
-        columns = [_described(d)[indices[:, i]] * active[:, i, None] for i, d in enumerate(self.dimensions)]
+        columns = [dimension_numbers(d)[indices[:, i]] * active[:, i, None] for i, d in enumerate(self.dimensions)]
         return np.concatenate([np.zeros((len(indices), 0)), *columns], axis=1).astype(np.float32)
 
     def plain(self) -> dict[str, Any]:
@@ -383,7 +383,8 @@ def _same_form(a: Choice, b: Choice) -> bool:
     return not isinstance(a, QuantConfig) or not isinstance(b, QuantConfig) or a.form == b.form
 
 
-def _described(dimension: Dimension) -> NDArray[np.float64]:
+def dimension_numbers(dimension: Dimension) -> NDArray[np.float64]:
+    """[choices, numbers] of one dimension in `SearchSpace.features`."""
     if dimension.quantizes:
         quantized = [c for c in dimension.choices if isinstance(c, QuantConfig)]
         forms = [[isinstance(c.granularity, PerChannel), c.symmetric] for c in quantized]

@@ -33,7 +33,9 @@ ORDER = """
 supernet conf supernet.artefacts
 supernet.config
 supernet.space
-supernet.formats supernet.quant.ste supernet.cost
+supernet.formats supernet.quant.ste supernet.factors
+supernet.costs
+supernet.cost
 supernet.interfaces
 supernet.quant.ranges
 supernet.quant.quantizer
@@ -42,6 +44,7 @@ supernet.elastic.stage
 supernet.elastic.layers supernet.elastic.attention supernet.elastic.norm
 supernet.elastic.streams
 supernet.elastic.wrap
+supernet.elastic.flow
 supernet.elastic.regions supernet.elastic.audit supernet.elastic.sampling
 supernet.elastic.supernet
 supernet.elastic.compiling
@@ -50,6 +53,7 @@ supernet.training.losses supernet.training.optimizers supernet.training.loggers
 supernet.run
 supernet.training.module
 supernet.training.fit
+supernet.training.finetune
 supernet.export.graph supernet.export.runtime supernet.export.suite supernet.export.dyadic
 supernet.export.operators
 supernet.export.operators_tokens
@@ -62,6 +66,7 @@ supernet.export.assignments.names
 supernet.export.assignments.tensors
 supernet.export.assignments
 supernet.export.bit_maps
+supernet.export.subnets
 supernet.export.verify supernet.export.lint
 supernet.export.profile
 supernet.export.torch supernet.export.spec supernet.export.integer_profile supernet.export.openvino
@@ -69,18 +74,26 @@ supernet.export.bundle supernet.export.pieces supernet.export.table supernet.exp
 supernet.export.latency
 supernet.export.legality
 supernet.export.tables
-predictors.measuring
-predictors.pairs
+predictors.measuring predictors.encoding predictors.judging
+predictors.crew
+predictors.pairs predictors.noise predictors.members
+predictors.sensitivity
+predictors.layer_outputs predictors.layer_inputs
+predictors.single_changes
 predictors
-search.variation search.allocation
-search.keeping
+predictors.kept
+search.words search.variation search.allocation
+search.keeping search.refine
 search.climb
+search.problem
 search
-search.timing
+search.controls search.timing search.evolving
+search.verdict search.sections
+search.candidates search.judging
 search.run
 supernet.guide
 supernet.desk
-search.report
+search.report search.finetune
 supernet.__main__ predictors.__main__ search.__main__ supernet.export.__main__ supernet.export.probe
 search.demo
 elastibit

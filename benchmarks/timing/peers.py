@@ -22,12 +22,19 @@ PEERS = {
     "nncf": ("nncf==3.4.0",),
     "brevitas": ("brevitas==0.13.4",),
 }
+"""Peers whose training steps are timed."""
+
+SEARCHERS = {
+    "mct": ("model-compression-toolkit==2.6.1",),
+    "aimet": ("aimet-torch==2.42.0",),
+}
+"""Further peers whose bit assignments are compared; so are ModelOpt's."""
 
 
 def requirements(peer: str) -> list[str]:
     """What pip installs for a peer; a local part of a version (+cpu) is left to the machine's own set-up."""
     same = [f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in SAME]
-    return [*same, *PEERS[peer]]
+    return [*same, *(SEARCHERS | PEERS)[peer]]
 
 
 def python_of(peer: str, work: Path) -> Path:

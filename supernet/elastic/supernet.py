@@ -27,6 +27,7 @@ from supernet.config import (
 from supernet.cost import Costs
 from supernet.elastic.attention import write_out
 from supernet.elastic.audit import check_stages, coverage, multiplications
+from supernet.elastic.flow import flow, steps
 from supernet.elastic.regions import Regions, compiled
 from supernet.elastic.sampling import batch_statistics, catching
 from supernet.elastic.stage import Stage
@@ -107,7 +108,8 @@ class SuperNet(nn.Module):
         self.stages = {name: m for name, m in self.model.named_modules() if isinstance(m, Stage)}
         self.layers = tuple(Layer(**vars(f), active_if=self._condition(f.name)) for f in found)
         self.space = SearchSpace(self._dimensions())
-        self.costs = Costs(self.space, self.layers)
+        held = steps(flow(self.model, example), self._condition) if sites else ()
+        self.costs = Costs(self.space, self.layers, held)
         self.quantizers = {name: m for name, m in self.model.named_modules() if isinstance(m, Quantizer)}
         self._attach()
         self._bind(np.asarray(self.space.largest().row))
@@ -233,6 +235,11 @@ class SuperNet(nn.Module):
             for quantizer, enabled in before:
                 quantizer.enabled = enabled
 
+    @property
+    def passes(self) -> str:
+        """The passes that `compile` was asked for: training or evaluation."""
+        return "evaluation" if self._evaluates else "training"
+
     def compile(self, mode: str = "regional", passes: str = "training") -> None:
         """Compile for speed; the first pass afterwards takes the time.
 
@@ -332,7 +339,7 @@ class SuperNet(nn.Module):
 
     # -- figures ------------------------------------------------------------------------------------------------------
     def cost(self, config: SubnetConfig | Sequence[int] | Indices) -> dict[str, float]:
-        """Every cost of one subnet: bitops, bitops_first_last_8, bitops_inner, bytes, macs."""
+        """Every cost of one subnet by kind (`supernet.cost.UNITS`); peak_activation_bytes where there are sites."""
         return self.costs.of(self.row(config))
 
     def layer_costs(self, config: SubnetConfig | Sequence[int] | Indices) -> list[LayerCost]:

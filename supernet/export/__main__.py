@@ -33,6 +33,7 @@ def main(cfg: DictConfig) -> None:
     from supernet.config import build
     from supernet.export.bit_maps import export_bits, write_maps
     from supernet.export.bundle import export
+    from supernet.export.subnets import chosen
     from supernet.run import load
 
     out = Path(HydraConfig.get().runtime.output_dir)
@@ -52,7 +53,7 @@ def main(cfg: DictConfig) -> None:
     failures: list[str] = []
     with progress("export", len(wanted)) as bar:
         for record in wanted:
-            subnet, about = materialised(run, record), described(run, record)
+            subnet, about = picked(run, record, cfg.finetuned)
             folder, batches = out / "export" / str(about["id"]), run.task.test(cfg.images)
             try:
                 made = export(subnet, run.net.example, folder, exporter, batches, meta=about, seed=int(cfg.seed))
@@ -79,51 +80,6 @@ def reading(cfg: DictConfig) -> dict[str, Any]:
     return {"default": cfg.default, "loose": bool(cfg.loose), "names": names} | form
 
 
-def chosen(run: Run, name: str, **reading: Any) -> list[Record]:
-    """The records of the subnets that `name` names, each once.
-
-    Args:
-        run: the run.
-        name: `all` of front.json, the label of a budget there, an id, a JSON file with `indices`, or a bit map.
-        reading: how a bit map is to be read: see `supernet.export.bit_maps.import_bits`.
-
-    Raises:
-        FileNotFoundError: nothing was searched yet.
-        ValueError: no such subnet, a record of another space, or a bit map that does not fit it.
-    """
-    from supernet.artefacts import read_json
-    from supernet.export.bit_maps import import_bits
-
-    path, front = Path(name), run.path / "front.json"
-    records: list[Record]
-    if path.suffix and path.is_file():
-        found = read_json(path)
-        if isinstance(found, dict) and {"fingerprint", "indices"} & set(found):
-            records = [{"file": path} | found]
-        else:
-            config = import_bits(run.net, found, **reading)
-            records = [{"label": path.stem, "id": config.id, "indices": list(config.row)}]
-    elif not front.is_file():
-        raise FileNotFoundError(
-            f"no front at {front}; make one with `elastibit search run={run.path} budget.bitops=w4a4`"
-        )
-    else:
-        found = read_json(front)
-        space = {"fingerprint": found.get("fingerprint")}
-        every = [space | record for record in found["subnets"]]
-        records = [record for record in every if name in ("all", str(record["label"]), record["id"])]
-        if not records:
-            known = ", ".join(dict.fromkeys(f"{record['label']} ({record['id']})" for record in every))
-            raise ValueError(f"no subnet {name!r}; subnet=all, a file, or one of {known}")
-    for record in records:
-        if record.get("fingerprint", run.net.fingerprint) != run.net.fingerprint or "indices" not in record:
-            raise ValueError(
-                f"{record.get('file', front)} is of space {record.get('fingerprint')}, this run of "
-                f"{run.net.fingerprint}; search again in this run"
-            )
-    return list({tuple(record["indices"]): record for record in reversed(records)}.values())[::-1]
-
-
 def renamed(pairs: list[str]) -> dict[str, str | None]:
     """The setting `names`: `theirs:ours` for each, `theirs:` for what is to be left out."""
     wrong = [pair for pair in pairs if pair.count(":") != 1]
@@ -132,32 +88,37 @@ def renamed(pairs: list[str]) -> dict[str, str | None]:
     return {theirs: ours or None for theirs, ours in (pair.split(":") for pair in pairs)}
 
 
-def materialised(run: Run, record: Record) -> nn.Module:
-    """The subnet with the BatchNorm statistics stored beside its record, else with those of the recalibration images.
+def picked(run: Run, record: Record, finetuned: str | bool) -> tuple[nn.Module, dict[str, Any]]:
+    """The subnet to export and what its card says of it.
+
+    Args:
+        run: the run.
+        record: of the subnet.
+        finetuned: True: the fine-tuned weights; False: those of the supernet; "auto": the fine-tuned where there are.
 
     Raises:
-        ValueError: the stored statistics are of another subnet.
+        ValueError: another word, or True where there are no fine-tuned weights of the present supernet.
     """
-    from supernet.artefacts import load_tensors
-    from supernet.calibration.batchnorm import norms, recalibrate
+    from supernet.export.subnets import TUNED, materialised, tuned, tuned_record
 
-    config = run.net.space.config(record["indices"])
-    subnet = run.net.materialise(config).eval()
-    beside = Path(record["file"]) if "file" in record else run.path / "subnets" / config.id
-    path = beside.with_name(f"{beside.stem}.safetensors")
-    if not path.is_file():
-        assert run.task is not None
-        recalibrate(subnet, run.task.recalibrate())
-        return subnet
-    tensors, origin = load_tensors(path)
-    paths = {id(module): name for name, module in subnet.named_modules()}
-    needed = {f"{paths[id(norm)]}.{name}" for norm in norms(subnet) for name, _ in norm.named_buffers(recurse=False)}
-    if origin.get("fingerprint") != run.net.fingerprint or set(tensors) != needed:
+    if finetuned not in (True, False, "auto"):
+        raise ValueError(f"finetuned is auto, true or false, got {finetuned!r}")
+    about = described(run, record)
+    identity = str(about["id"])
+    known, subnet = (tuned_record(run, identity), tuned(run, identity)) if finetuned else (None, None)
+    if known is not None and subnet is not None:
+        about["name"] = f"{about['name']}, fine-tuned"
+        about |= {"fine-tuned epochs": known["epochs"], "accuracy on select": known["after"]}
+        print(f"{about['name']} for {known['epochs']} epochs: its own weights; finetuned=false exports the supernet's")
+        return subnet, about
+    if finetuned is True:
         raise ValueError(
-            f"{path} does not hold the BatchNorm statistics of subnet {config.id}; search again in this run"
+            f"{run.path / TUNED / identity} holds no fine-tuned weights of this run's supernet; "
+            f"make them with `elastibit finetune run={run.path} subnet={identity}`"
         )
-    subnet.load_state_dict(tensors, strict=False)
-    return subnet
+    if finetuned and (run.path / TUNED / identity).is_dir():
+        print(f"{about['name']}: its fine-tuned weights are of another training of this run, and are left aside")
+    return materialised(run, record), about
 
 
 def described(run: Run, record: Record) -> dict[str, Any]:

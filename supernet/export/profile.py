@@ -155,7 +155,8 @@ def layers(deployed: Deployed, containers: Sequence[int]) -> list[dict[str, Any]
 
 
 def costs(deployed: Deployed) -> dict[str, float]:
-    """Costs of the deployed network under the names and rules of `supernet.cost`, counted once more from the graph."""
+    """Costs of the deployed network under the names and rules of `supernet.cost`, counted once more from the graph:
+    BitOps, bytes and MACs."""
     rows = layers(deployed, (8,))
     spent = [(row["macs"], row["macs"] * row["weight_bits"] * row["input_bits"]) for row in rows]
     inner = sum(product for _, product in spent[1:-1])

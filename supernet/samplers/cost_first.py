@@ -8,6 +8,7 @@ architecture per target.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -47,7 +48,7 @@ class CostFirst:
             may starve).
 
     Raises:
-        ValueError: an unknown kind, or an option out of range.
+        ValueError: an unknown kind, one that is no sum of lookups, or an option out of range.
     """
 
     def __init__(
@@ -62,14 +63,18 @@ class CostFirst:
         floor: float = 0.3,
     ) -> None:
         if kind not in costs.kinds:
-            raise ValueError(f"unknown cost {kind!r}; choose one of {', '.join(costs.kinds)}")
+            raise ValueError(f"unknown cost {kind!r}; choose one of {', '.join(tilted(costs))}")
+        if kind not in tilted(costs):
+            raise ValueError(
+                f"{kind} is no sum over layers and cannot be tilted; choose one of {', '.join(tilted(costs))}"
+            )
         if not (bins >= 1 and 0 <= floor <= 1 and every >= 1):
             raise ValueError(
                 f"bins and every are at least 1, floor lies in [0, 1]; got bins={bins}, every={every}, floor={floor}"
             )
         if feedback not in ("train_loss", "select_loss"):
             raise ValueError(f"feedback is train_loss or select_loss, got {feedback!r}")
-        self.space, self.factors = space, costs.kinds[kind]
+        self.space, self.factors = space, tilted(costs)[kind]
         self.kind, self.adapt, self.floor = kind, adapt, floor
         self.feedback: Literal["none", "train_loss", "select_loss"] = feedback if adapt else "none"
         self.every = every
@@ -137,6 +142,23 @@ class CostFirst:
                 f"state has {len(state['fast'])} cost bins, this sampler {len(self.fast)}; set bins to that"
             )
         self.fast, self.slow = np.array(state["fast"], dtype=float), np.array(state["slow"], dtype=float)
+
+
+def tilted(costs: Costs) -> dict[str, Factors]:
+    """The kinds of cost that are sums of lookups, which can be drawn for."""
+    return {kind: cost for kind, cost in costs.kinds.items() if isinstance(cost, Factors)}
+
+
+def drawing(space: SearchSpace, costs: Costs, limits: Mapping[str, float]) -> tuple[CostFirst, float]:
+    """A sampler for rows near some limits, and the largest cost that it should be asked for.
+
+    It draws for the first limited kind that can be drawn for. Where none can (a maximum, an average), for the first of
+    all that can, up to the largest cost; the rows then have to be brought within the limits.
+    """
+    can = tilted(costs)
+    kind = next((kind for kind in limits if kind in can), next(iter(can)))
+    sampler = CostFirst(space, costs, kind=kind)
+    return sampler, limits.get(kind, float(sampler.edges[-1]))
 
 
 class Block:

@@ -1,6 +1,7 @@
 """Laws of every search algorithm of conf/algorithm."""
 
 import itertools
+import json
 from pathlib import Path
 
 import numpy as np
@@ -102,11 +103,12 @@ class TestAlgorithm:
             runs.append(self.run(made, space, costs, np.random.default_rng(3)))
         assert np.array_equal(*runs)
 
-    def test_state_continues(self, path, space_and_costs):
+    def test_state_continues_from_a_file(self, path, space_and_costs):
+        """The state of a search that is killed lies on disk as JSON, arrays as lists."""
         space, costs, _, made = self.make(path, space_and_costs)
         rng = np.random.default_rng(4)
         self.run(made, space, costs, rng)
         twin = self.make(path, space_and_costs)[3]
-        twin.load_state_dict(made.state_dict())
+        twin.load_state_dict(json.loads(json.dumps(made.state_dict(), default=lambda array: array.tolist())))
         left, right = (self.run(a, space, costs, np.random.default_rng(5)) for a in (made, twin))
         assert np.array_equal(left, right)

@@ -28,6 +28,7 @@ SMALL = {
     ],
     "predict": ["n=24", "predictor.steps=100", "predictor.members=3", "threads=1"],
     "search": ["candidates=2", "generations=4", "population=24", "threads=1"],
+    "finetune": ["epochs=1", "schedule.lr=0.02", "threads=1"],
     "export": ["threads=1"],
     "report": [],
 }

@@ -35,7 +35,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 class TestSettings:
-    @pytest.mark.parametrize("verb", ["train", "predict", "probe", "search", "export", "report", "demo"])
+    @pytest.mark.parametrize("verb", ["train", "predict", "probe", "search", "finetune", "export", "report", "demo"])
     def test_an_unknown_override(self, verb: str, tmp_path: Path, call: Call) -> None:
         refused(call(verb, f"run={tmp_path / 'a'}", "sede=3"), "sede", "did you mean seed", f"elastibit {verb} --help")
         assert not (tmp_path / "a").exists()
@@ -80,7 +80,10 @@ class TestBudgets:
         ("words", "parts"),
         [
             (["budget.bitops=1k"], ["no subnet has bitops <= 1 kBitOps", "the smallest reaches"]),
-            (["budget.bytes=3B", "budget.bitops=w8a8"], ["bytes <= 3 B", "the smallest reaches", "kB"]),
+            (["budget.bytes=3B", "budget.bitops=w8a8"], ["bytes <= 3 B", "the nearest has", "kB", "times the limit"]),
+            (["budget.accuracy=88"], ["a share between 0 and 1", "got 88"]),
+            (["budget.bitops=w8a8", "tie=[shortcut]"], ["tie is a list of shortcuts", "got 'shortcut'"]),
+            (["budget.bitops=w8a8", "pin=[nothing:8]"], ["pin 'nothing': 8 pins nothing"]),
             (["budget=w3a3"], ["names its kind", "budget.bitops=w4a4", "'w3a3'"]),
             (["budgets=[w3a3]"], ["names its kind", "budgets=[{bitops: w4a4}]"]),
             (["budget.energy=3"], ["budget.energy"]),
@@ -95,7 +98,7 @@ class TestBudgets:
             (["budget.bytes=3s"], ["number with SI prefix in B", "'3s'"]),
             (["budget.bitops=w4a4", "rank_by=oracle"], ["auto, run, additive", "'oracle'"]),
             (["budget.bitops=w4a4", "rank_by=run"], ["no predictor", "elastibit predict"]),
-            (["budget.bitops=w4a4", "candidates=0"], ["candidates", "at least 1"]),
+            (["budget.bitops=w4a4", "candidates=-1"], ["candidates", "at least 0", "-1"]),
         ],
         ids=lambda value: " ".join(value) if isinstance(value, list) else "",
     )
@@ -114,7 +117,7 @@ class TestBudgets:
 
 
 class TestRuns:
-    @pytest.mark.parametrize("verb", ["predict", "probe", "search", "export", "report"])
+    @pytest.mark.parametrize("verb", ["predict", "probe", "search", "finetune", "export", "report"])
     def test_a_folder_that_is_none(self, verb: str, tmp_path: Path, call: Call) -> None:
         words = ["budget.bitops=w4a4"] if verb == "search" else []
         refused(call(verb, f"run={tmp_path / 'none'}", *words), "not a run directory", "space.json")

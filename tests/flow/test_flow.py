@@ -85,7 +85,8 @@ class TestPredict:
         assert report["pairs"] == len(report["points"]) == 5 and report["learned_from"] == 19
         errors = [p["predicted"] - p["measured"] for p in report["points"]]
         assert report["rmse"] == pytest.approx(float(np.sqrt(np.mean(np.square(errors)))))
-        assert set(report["controls"]) == {"mean bits", "cost alone"}
+        assert set(report["controls"]) == {"mean bits", "cost alone", "sensitivity"}
+        assert set(report["windows"]) == {"w4a4"}  # the space has no 3 bits
 
     def test_more_pairs_go_on_where_the_others_ended(
         self, flow: Flow, tmp_path: Path, small: Small, call: Call

@@ -11,7 +11,8 @@ from timm.layers import LayerNorm
 from timm.layers.attention import Attention as Fused
 from torch import nn
 
-from predictors.output_mse import OutputMSE, product_errors
+from predictors.layer_outputs import relative_errors
+from predictors.output_mse import OutputMSE
 from supernet.backbones.timm_models import timm_model
 from supernet.config import PerTensor, QuantConfig
 from supernet.elastic.attention import Attention, MatMul, QuantMatMul, write_out
@@ -182,7 +183,7 @@ class TestOutsiders:
         left, right = torch.randn(2, 3, 4), torch.randn(2, 4, 5)
         made.left_quantizer.start(left)
         made.right_quantizer.start(right)
-        of_right, of_left = product_errors(made, left, right)
+        of_right, of_left = relative_errors(made, (left, right))
         exact = left @ right
         spread = (exact - exact.mean(1, keepdim=True)).square().sum()
         with made.right_quantizer.using(0):

@@ -114,9 +114,9 @@ class TestFolder:
 class TestCard:
     def test_costs_are_those_of_the_supernet(self, done, resnet, subnets):
         net, _ = resnet
-        assert done["int8"][1]["costs"] == net.cost(subnets[3][0])
+        assert done["int8"][1]["costs"].items() <= net.cost(subnets[3][0]).items()
         for config, _, made in subnets:
-            assert costs(made) == net.cost(config)
+            assert costs(made).items() <= net.cost(config).items()
 
     def test_layers_are_those_of_the_subnet(self, done, resnet, subnets):
         net, _ = resnet

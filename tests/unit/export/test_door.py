@@ -11,8 +11,9 @@ import torch
 import elastibit
 from supernet.artefacts import save_tensors
 from supernet.calibration.batchnorm import norms, recalibrate
-from supernet.export.__main__ import chosen, described, materialised
+from supernet.export.__main__ import described, picked
 from supernet.export.bit_maps import export_bits
+from supernet.export.subnets import chosen, keep_tuned, materialised
 from supernet.run import load
 
 TRAIN = (
@@ -114,6 +115,51 @@ class TestMaterialised:
         assert about["supernet sha256"] == hashlib.sha256(content).hexdigest()
 
 
+class TestFinetuned:
+    def tune(self, run, record):
+        """What `elastibit finetune` leaves: here, weights that are twice as large."""
+        subnet = materialised(run, record)
+        with torch.no_grad():
+            for parameter in subnet.parameters():
+                parameter.mul_(2)
+        keep_tuned(run, subnet, {"indices": record["indices"], "epochs": 3, "after": 0.75})
+        return subnet
+
+    def test_its_weights_are_picked_where_there_are(self, run, capsys):
+        (record,) = chosen(run, "w4a4")
+        wanted = self.tune(run, record).state_dict()
+        for setting in ("auto", True):
+            subnet, about = picked(run, record, setting)
+            found = subnet.state_dict()
+            assert found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in wanted)
+            assert about["fine-tuned epochs"] == 3 and about["accuracy on select"] == 0.75
+            assert "fine-tuned for 3 epochs" in capsys.readouterr().out
+        subnet, about = picked(run, record, False)
+        expected = materialised(run, record).state_dict()
+        assert all(torch.equal(value, expected[name]) for name, value in subnet.state_dict().items())
+        assert "fine-tuned epochs" not in about and about["accuracy on select"] == 0.5
+
+    def test_those_of_another_training_are_left_aside(self, run, capsys):
+        (record,) = chosen(run, "w4a4")
+        self.tune(run, record)
+        with torch.no_grad():
+            next(run.net.parameters()).mul_(1.5)
+        _, about = picked(run, record, "auto")
+        assert "fine-tuned epochs" not in about and "of another training" in capsys.readouterr().out
+        with pytest.raises(ValueError, match="make them with `elastibit finetune"):
+            picked(run, record, True)
+
+    def test_what_is_broken_or_unknown_is_refused(self, run):
+        (record,) = chosen(run, "w4a4")
+        with pytest.raises(ValueError, match="auto, true or false, got 'perhaps'"):
+            picked(run, record, "perhaps")
+        subnet = self.tune(run, record)
+        path = run.path / "finetuned" / record["id"] / "weights.safetensors"
+        save_tensors(path, dict(list(subnet.state_dict().items())[:3]), {})
+        with pytest.raises(ValueError, match="does not hold the fine-tuned subnet"):
+            picked(run, record, "auto")
+
+
 @pytest.fixture
 def foreign(run, tmp_path):
     """A ModelOpt configuration of a subnet that no search has found."""
@@ -181,7 +227,7 @@ class TestDoor:
             assert sorted(p.name for p in folder.iterdir()) == ["card.json", "card.md", "model.onnx"]
             card = json.loads((folder / "card.json").read_text())
             assert card["profile"] == "packed" and card["verification"]["images"] == 450
-            assert card["costs"] == run.net.cost(record["indices"])
+            assert card["costs"].items() <= run.net.cost(record["indices"]).items()
             assert label in out and record["id"] in out
 
     def test_a_file_that_fails_does_not_stop_the_others(self, run, capsys, monkeypatch):

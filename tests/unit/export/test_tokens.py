@@ -183,7 +183,7 @@ class TestNetwork:
         assert kernels["QGemm"] == 9 and kernels["QLinearConv"] == 1 and "Gemm" not in kernels
         assert kernels["MatMulIntegerToFloat"] == kernels["QLinearMatMul"] == 2 and "MatMul" not in kernels
         assert kernels["LayerNormalization"] == 5 and kernels["Gelu"] == 2 and kernels["Softmax"] == 2
-        assert card["costs"] == net.cost(net.space.uniform("w8a8"))
+        assert len(card["costs"]) == 5 and card["costs"].items() <= net.cost(net.space.uniform("w8a8")).items()
         made = deploy(subnet, IMAGES)
         with torch.no_grad():
             exact = vit()(IMAGES)
@@ -196,7 +196,7 @@ class TestNetwork:
         subnet = net.materialise(net.space.uniform(bits)).eval()
         made = deploy(subnet, IMAGES)
         assert {row["verdict"] for row in operators(write(made), made, IMAGES)} == {"ok"}
-        assert costs(made) == net.cost(net.space.uniform(bits))
+        assert costs(made).items() <= net.cost(net.space.uniform(bits)).items()
         rows = {row["name"]: row for row in layers(made, (8,))}
         assert rows["blocks.0.attn.mix"]["macs"] == 17 * 17 * 48
         assert rows["blocks.0.attn.mix"]["weight_bits"] == int(bits[3])
@@ -278,7 +278,7 @@ def test_relatives(name):
         exact = net(IMAGES)
     twin = run(session(write_float(made))[0], {made.source: IMAGES})
     assert np.abs(twin - exact.numpy()).max() < 1e-5 * float(exact.abs().max())
-    assert costs(made) == net.cost(config)
+    assert costs(made).items() <= net.cost(config).items()
     fused = counts(session(write(made))[1])
     assert fused["QGemm"] == sum(isinstance(op, Linear) for op in made.operators())
     assert fused["QGemm"] + fused["QLinearConv"] == sum(isinstance(op, Layer) for op in made.operators())

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from predictors.output_mse import OutputMSE, _monotone, layer_errors, sampled
+from predictors.layer_outputs import chosen, inputs_at, relative_errors
+from predictors.output_mse import OutputMSE
+from predictors.sensitivity import monotone
 from supernet.calibration.batchnorm import recalibrated
 from supernet.config import PerChannel, PerTensor, QuantConfig
 from supernet.formats.integer import Integer
@@ -55,7 +57,7 @@ def test_errors_are_those_of_the_network_run_with_one_choice(net, task, name):
             direct(net, task, name, **{"weight" if what == "weight" else "data": k})
             for k in range(len(quantizer.choices))
         ]
-        assert np.allclose(table, _monotone(np.array(raw), quantizer), rtol=1e-3, atol=1e-9)
+        assert np.allclose(table, monotone(np.array(raw), quantizer), rtol=1e-3, atol=1e-9)
 
 
 def test_few_positions_come_near_all(net, task):
@@ -103,6 +105,11 @@ def test_the_net_is_left_as_it_was(net, task):
     assert all(np.array_equal(a, b) for (_, a), (_, b) in zip(first.terms, second.terms, strict=True))
 
 
+def sampled(module, x, positions, rng):
+    [patches] = inputs_at(module, (x,), chosen(module, (x,), positions, rng))
+    return patches
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -131,7 +138,7 @@ def test_sequences_of_a_linear_layer_are_positions(rng):
 
 def test_monotone_repair_works_within_each_form():
     choices = [QuantConfig(Integer(b), g) for b in (4, 2, 3) for g in (PerTensor(), PerChannel())]
-    repaired = _monotone(np.array([5.0, 1.0, 3.0, 2.0, 4.0, 0.5]), Quantizer(choices, 2, weight=True))
+    repaired = monotone(np.array([5.0, 1.0, 3.0, 2.0, 4.0, 0.5]), Quantizer(choices, 2, weight=True))
     assert repaired.tolist() == [3.0, 0.5, 3.0, 2.0, 3.0, 0.5]
 
 
@@ -140,4 +147,4 @@ def test_settings_and_empty_batches_are_refused(net):
         OutputMSE(images=0)
     with pytest.raises(ValueError, match="at least one batch"):
         OutputMSE()(net, [])
-    assert layer_errors(net.model.get_submodule("head"), torch.randn(1, 6, 8))[0].shape == (4,)
+    assert relative_errors(net.model.get_submodule("head"), (torch.randn(1, 6, 8),))[0].shape == (4,)

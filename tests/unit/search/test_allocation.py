@@ -8,7 +8,10 @@ import pytest
 from scipy.optimize import Bounds, LinearConstraint, milp
 
 from search.allocation import Program, allocate, undominated
+from supernet.config import Layer, QuantConfig
 from supernet.cost import Factors, gated, over
+from supernet.formats.integer import Integer
+from supernet.space import Dimension, SearchSpace
 
 
 def objective_of(space, layers, rng, wild=False):
@@ -55,7 +58,9 @@ def test_impossible_budgets_are_named(rng, small, every_row):
     space, costs = small
     objective = objective_of(space, costs.layers, rng)
     least = costs.kinds["bytes"].value(every_row(space)).min()
-    with pytest.raises(ValueError, match=f"bytes <= .* smallest alone reaches {least:g} B"):
+    with pytest.raises(
+        ValueError, match=f"no subnet has bytes <= .*; the nearest has bytes {least:g} B .1.01 times the limit.: raise"
+    ):
         allocate(space, objective, {"bytes": least * 0.99}, costs.kinds)
     with pytest.raises(ValueError, match="names its kind"):
         allocate(space, objective, {"joules": 1.0}, costs.kinds)
@@ -106,3 +111,22 @@ def test_twenty_layers_with_depth_take_under_a_second(chain, rng):
     row = program.solve({"bitops": costs.limit("bitops", "w3a3"), "bytes": costs.limit("bytes", "w4a4")})
     assert time.process_time() - start < 1.0
     assert space.admits(row[None]).all()
+
+
+def test_random_instances_over_eight_layers_equal_brute_force(rng):
+    """3^8 assignments each, as AdaQuant's integer program is checked; bits of weight and input are one choice."""
+    choices = tuple(QuantConfig(Integer(b)) for b in (2, 4, 8))
+    layers = [Layer(f"l{i}", "conv", 1, 1, 1, False, False, (1,)) for i in range(8)]
+    space = SearchSpace([Dimension(layer.weight, choices) for layer in layers])
+    rows = np.array(list(itertools.product(range(3), repeat=8)))
+    for _ in range(12):
+        loss, macs = np.sort(rng.lognormal(0, 2, (8, 3)), axis=1)[:, ::-1], rng.integers(1, 1000, 8)
+        objective = Factors(tuple(((i,), loss[i]) for i in range(8)))
+        cost = Factors(tuple(((i,), macs[i] * np.array([4.0, 16.0, 64.0])) for i in range(8)))
+        program, spent, values = Program(space, objective, {"bitops": cost}), cost.value(rows), objective.value(rows)
+        best = []
+        for share in (0.1, 0.2, 0.3, 0.5, 0.8):
+            limit = float(spent.min() + share * (spent.max() - spent.min()))
+            best.append(objective.value(program.solve({"bitops": limit})[None])[0])
+            assert best[-1] == pytest.approx(values[spent <= limit].min(), rel=1e-9)
+        assert np.all(np.diff(best) <= 0)

@@ -245,7 +245,7 @@ class TestFigures:
         drawn = {trace.name: trace for trace in figures.front(subnets[::-1], "bitops", "BitOps").data}
         assert list(drawn["searched"].y) == [81.25, 93.75]
         assert list(drawn["searched"].x) == sorted(s["costs"]["bitops"] for s in subnets)
-        assert list(drawn["best uniform bits"].y) == [80.0, 92.5]
+        assert list(drawn["best uniform"].y) == [80.0, 92.5]
         assert "<b>w4a4</b>" in drawn["searched"].text[1] and "measured 93.75%" in drawn["searched"].text[1]
 
     @pytest.mark.parametrize(("low", "high"), [(1.1e5, 2.9e7), (999.0, 1001.0), (7.0, 7.0)])

@@ -1,0 +1,1 @@
+"""Kinds of cost, each in a file of its own."""
