@@ -107,6 +107,19 @@ class Sampler(Protocol):
         ...
 
 
+@runtime_checkable
+class Settling(Protocol):
+    """What a sampler has besides that ends at one subnet. Training logs its figures and writes the subnet into the run."""
+
+    def settled(self) -> Indices:
+        """[d] the canonical row that it has settled on, or would now."""
+        ...
+
+    def figures(self) -> dict[str, float]:
+        """How settled it is, by name; always the same names."""
+        ...
+
+
 class SearchAlgorithm(Sampler, Protocol):
     """A sampler that also keeps the best of what it was told.
 

@@ -71,9 +71,18 @@ class Controller:
         p = self.probabilities
         return -(p * np.log(np.maximum(p, LEAST))).sum(1)
 
+    @property
+    def entropy(self) -> float:
+        """Mean over the decisions, in nats; 0 where nothing is to be decided."""
+        return float(self.entropies.sum()) / max(1, len(self.members))
+
     def draw(self, n: int, rng: np.random.Generator, uniform: bool = False) -> Indices:
         """[n, d] canonical rows; `uniform`: every admissible choice equally likely."""
-        p = self.mask / self.mask.sum(1, keepdims=True) if uniform else np.maximum(self.probabilities, LEAST) * self.mask
+        p = (
+            self.mask / self.mask.sum(1, keepdims=True)
+            if uniform
+            else np.maximum(self.probabilities, LEAST) * self.mask
+        )
         cumulated = np.cumsum(p, axis=1)
         u = rng.random((n, len(p), 1)) * cumulated[None, :, -1:]
         return self._rows((cumulated[None] <= u).sum(2))
