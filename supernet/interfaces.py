@@ -109,7 +109,7 @@ class Sampler(Protocol):
 
 @runtime_checkable
 class Settling(Protocol):
-    """What a sampler has besides that ends at one subnet. Training logs its figures and writes the subnet into the run."""
+    """What a sampler that ends at one subnet has besides: training logs its figures and writes the subnet down."""
 
     def settled(self) -> Indices:
         """[d] the canonical row that it has settled on, or would now."""
