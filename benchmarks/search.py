@@ -8,8 +8,9 @@ yardstick and the first `--others` drawn. entangled: depth and pairwise terms, o
 scored per second. fliqs: the training sampler's policy on a problem that is enumerated. exhaustive: the front found
 with 400 measurements of 4,096 subnets of a trained net, all of which are measured once and kept beside the result.
 
-Every search is that of `elastibit search` with its generations and population. Prints a table and writes
-benchmarks/results/search.json; parts that are left out keep their figures there.
+Every search is that of `elastibit search` with its generations and population, stopped after 2
+(with seeds) or 10 (without) seconds of CPU time. Prints a table and writes benchmarks/results/search.json; parts that
+are left out keep their figures there.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,26 +10,51 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.searching.problems import BITS, Case
+from benchmarks.searching.problems import BITS, Case, Table
 from search.allocation import Program
 from search.evolving import evolve
 from search.problem import Archive, Problem
 from supernet.config import build
 from supernet.cost import over
+from supernet.space import Indices
 
+SECONDS = {True: 2.0, False: 10.0}
+"""CPU seconds of a search, seeded or not: it is stopped then, as by hand, and answers with the best so far."""
 CONF = Path(__file__).resolve().parents[2] / "conf" / "algorithm"
+
+
+class Deadline:
+    """A case as a predictor that interrupts the search when its time is up.
+
+    Args:
+        case: the problem.
+        end: of `time.process_time()`.
+    """
+
+    def __init__(self, case: Case, end: float) -> None:
+        self.case, self.end = case, end
+
+    def fit(self, indices: Indices, scores: Table) -> None:
+        """Nothing is left to learn."""
+
+    def predict(self, indices: Indices) -> tuple[Table, Table]:
+        """What the case says."""
+        if time.process_time() > self.end:
+            raise KeyboardInterrupt
+        return self.case.predict(indices)
 
 
 def searched(case: Case, algorithm: str, seeded: bool, seed: int, generations: int, population: int) -> dict[str, Any]:
     """Excess over the optimum within each budget after one search of all of them, and its seconds.
 
     The search is that of `elastibit search` (algorithm, archive, and the refinement of the best rows), with the problem
-    itself as predictor. Seeds are the integer program's optima, whose time counts.
+    itself as predictor, stopped after SECONDS. Seeds are the integer program's optima, whose time counts.
     """
     from omegaconf import OmegaConf
 
+    logging.getLogger("search.evolving").setLevel(logging.ERROR)  # that it is stopped is meant
     cpu, wall, rng = time.process_time(), time.perf_counter(), np.random.default_rng(seed)
-    problem = Problem(case.space, case.costs, case, case.budgets)
+    problem = Problem(case.space, case.costs, Deadline(case, cpu + SECONDS[seeded]), case.budgets)
     seeds = np.zeros((0, len(case.space)), dtype=np.int64)
     if seeded:
         program = Program(case.space, case.additive, problem.kinds)
@@ -37,7 +63,7 @@ def searched(case: Case, algorithm: str, seeded: bool, seed: int, generations: i
         space=case.space, costs=case.costs, budgets=problem.targets, seeds=seeds, population=population
     )
     archive = Archive(problem)
-    evolve(problem, made, archive, generations, population, rng, progress=False)
+    stopped = evolve(problem, made, archive, generations, population, rng, progress=False)
     seconds = {"cpu_seconds": time.process_time() - cpu, "wall_seconds": time.perf_counter() - wall}
     excess = []
     for b, budget in enumerate(problem.budgets):
@@ -45,7 +71,7 @@ def searched(case: Case, algorithm: str, seeded: bool, seed: int, generations: i
         assert len(rows) and over(budget.limits, problem.kinds, rows)[0] <= 1e-12, "over budget"
         excess.append(float(case.error(rows)[0] / case.best[b] - 1))
     about = {"problem": case.name, "algorithm": algorithm, "seeded": seeded, "seed": seed}
-    return about | {"excess": excess, "worst": max(excess), "measured": seconds}
+    return about | {"stopped": stopped, "excess": excess, "worst": max(excess), "measured": seconds}
 
 
 def summary(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

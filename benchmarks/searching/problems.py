@@ -46,6 +46,9 @@ class Case:
     budgets: list[dict[str, str]]
     best: Table
 
+    def fit(self, indices: Indices, scores: Table) -> None:
+        """Nothing is left to learn."""
+
     def predict(self, indices: Indices) -> tuple[Table, Table]:
         """Minus the logarithm of the error, without doubt: what a predictor that knows would say."""
         return -np.log(self.error(indices)), np.zeros(len(indices))

@@ -91,8 +91,7 @@ def train(
     out, last = Path(out), Path(out) / "checkpoints" / "last.ckpt"
     checkpoint = _checked(last) if resume else None
     if checkpoint is None:  # a run that goes on keeps its files until it has better ones
-        last.unlink(missing_ok=True)
-        (out / SETTLED).unlink(missing_ok=True)
+        _forget(last, out / SETTLED)
         save(net, out, config=config, seed=seed, trained=0)
     if epochs == 0:
         return net
@@ -116,9 +115,18 @@ def train(
     module.average_buffers()
     if fitter.is_global_zero:
         save(net, out, config=config, seed=seed, trained=epochs)
-        if isinstance(module.sampler, Settling):
-            write_json(out / SETTLED, settled(net, module.sampler))
+        _write_settled(out, net, module.sampler)
     return net
+
+
+def _forget(*files: Path) -> None:
+    for file in files:
+        file.unlink(missing_ok=True)
+
+
+def _write_settled(out: Path, net: SuperNet, sampler: Sampler) -> None:
+    if isinstance(sampler, Settling):
+        write_json(out / SETTLED, settled(net, sampler))
 
 
 def settled(net: SuperNet, sampler: Settling) -> dict[str, Any]:
