@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from supernet.interfaces import Predictor
     from supernet.run import Run
 
+FEWEST = 10
+"""Held-out pairs below which a window is not shown."""
+
 
 def main(cfg: DictConfig) -> None:
     """Measure and learn as `cfg` (conf/predict.yaml) says; write pairs.jsonl, predictor.safetensors, predictor.json."""
@@ -157,17 +160,17 @@ def show(figures: dict[str, Any]) -> None:
         table.add_row("what the measurements allow", "", tau(figures["ceiling_equal_cost"]))
     console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(table)
-    if figures["windows"]:
-        console.print(near(figures))
+    windows = {name: found for name, found in figures["windows"].items() if found["pairs"] >= FEWEST}
+    if windows:
+        console.print(near(windows, list(figures["controls"])))
 
 
-def near(figures: dict[str, Any]) -> Table:
+def near(windows: dict[str, Any], names: list[str]) -> Table:
     """Kendall's tau among the held-out pairs of about one cost, for each cost that a search usually asks for."""
     from rich.table import Table
 
-    names = list(figures["controls"])
     table = Table("costs within 5 %", "pairs", "Kendall tau", "measurements allow", "share", *names)
-    for name, found in figures["windows"].items():
+    for name, found in windows.items():
         share = "-" if found["share_of_ceiling"] is None else f"{found['share_of_ceiling']:.0%}"
         controls = [tau(found["controls"][control]) for control in names]
         table.add_row(name, str(found["pairs"]), tau(found["kendall"]), tau(found["ceiling"]), share, *controls)
