@@ -146,10 +146,13 @@ def export_section(result: Mapping[str, Any]) -> str:
     return "\n".join([table(result), "", *lines, "", where, "", command])
 
 
-def sections(found: Mapping[str, Any], export: Mapping[str, Any] | None) -> dict[tuple[str, str], str]:
+def sections(
+    found: Mapping[str, Any], export: Mapping[str, Any] | None, searched: str | None = None
+) -> dict[tuple[str, str], str]:
     """The text between each pair of marks, as far as there are results."""
     made = {MARKS: section(found)}
-    return made if export is None else made | {EXPORT_MARKS: export_section(export)}
+    made |= {} if export is None else {EXPORT_MARKS: export_section(export)}
+    return made | ({SEARCH_MARKS: searched} if searched else {})
 
 
 def exported(folder: Path = RESULTS) -> dict[str, Any] | None:
@@ -175,9 +178,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         before = after = README.read_text()
-        made = sections(results(), exported())
-        searched = searching.section(RESULTS)
-        for marks, block in (made | ({SEARCH_MARKS: searched} if searched else {})).items():
+        for marks, block in sections(results(), exported(), searching.section(RESULTS)).items():
             after = replaced(after, block, marks)
     except (FileNotFoundError, ValueError) as error:
         print(error, file=sys.stderr)
