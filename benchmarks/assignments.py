@@ -181,6 +181,7 @@ def searched(
         candidates=options.candidates,
         recalibrate_images=options.recalibrate,
         select_images=options.select,
+        random_search=False,
     )
     winners = dict(zip(distinct, front, strict=True))
     rows = {name: list(winners[limit].config.row) for name, limit in limits.items()}

@@ -1,4 +1,4 @@
-"""Writes README's performance sections: of step_time.py, compile.py and evaluate.py (and gpu.py), and of export.py.
+"""Writes README's measured sections: step_time.py, compile.py and evaluate.py (and gpu.py); export.py; the search.
 
     python benchmarks/readme.py [--check]
 
@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.searching import report as searching
 from supernet.artefacts import read_json, write_text
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,6 +24,7 @@ README, RESULTS = ROOT / "README.md", ROOT / "benchmarks" / "results"
 NEEDED, WHERE_THERE_IS_ONE = ("step_time", "compile", "evaluate"), ("gpu",)
 MARKS = "<!-- benchmark:step_time -->", "<!-- /benchmark:step_time -->"
 EXPORT_MARKS = "<!-- benchmark:export -->", "<!-- /benchmark:export -->"
+SEARCH_MARKS = "<!-- benchmark:search -->", "<!-- /benchmark:search -->"
 MODELS = {
     "resnet20": "ResNet-20, 32 px",
     "resnet18": "ResNet-18, 64 px",
@@ -144,10 +146,13 @@ def export_section(result: Mapping[str, Any]) -> str:
     return "\n".join([table(result), "", *lines, "", where, "", command])
 
 
-def sections(found: Mapping[str, Any], export: Mapping[str, Any] | None) -> dict[tuple[str, str], str]:
+def sections(
+    found: Mapping[str, Any], export: Mapping[str, Any] | None, searched: str | None = None
+) -> dict[tuple[str, str], str]:
     """The text between each pair of marks, as far as there are results."""
     made = {MARKS: section(found)}
-    return made if export is None else made | {EXPORT_MARKS: export_section(export)}
+    made |= {} if export is None else {EXPORT_MARKS: export_section(export)}
+    return made | ({SEARCH_MARKS: searched} if searched else {})
 
 
 def exported(folder: Path = RESULTS) -> dict[str, Any] | None:
@@ -173,7 +178,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         before = after = README.read_text()
-        for marks, block in sections(results(), exported()).items():
+        for marks, block in sections(results(), exported(), searching.section(RESULTS)).items():
             after = replaced(after, block, marks)
     except (FileNotFoundError, ValueError) as error:
         print(error, file=sys.stderr)

@@ -88,7 +88,7 @@ def measured(run: Run, pairs: Pairs, options: argparse.Namespace) -> tuple[dict[
 
 def figures(predicted: Table, pairs: Pairs, limits: Mapping[str, float], options: argparse.Namespace) -> dict[str, Any]:
     """How well one prediction ranks the pairs."""
-    from predictors.accuracy import kendall, kendall_at_equal_cost
+    from predictors.judging import kendall, kendall_at_equal_cost
 
     costs, window = pairs.costs[options.kind], options.window
     equal, count = kendall_at_equal_cost(pairs.scores, predicted, costs, window)
@@ -131,7 +131,7 @@ def result(options: argparse.Namespace) -> dict[str, Any]:
     """What the JSON file holds."""
     import torch
 
-    from predictors.accuracy import ceiling, controls
+    from predictors.judging import ceiling, controls
     from predictors.measuring import weights_digest
     from predictors.pairs import Pairs
     from supernet.artefacts import provenance

@@ -4,13 +4,14 @@
 
 DATA holds `cifar10/unpack.py` (writes the JPEG folder) and `pretrained/cifar10_jpeg_resnet20.safetensors` (88.78 % in
 float on the 10,000 JPEG test images). The weights have seen the whole training part, so select = test[0:5000] and
-test = test[5000:10000]. Three stages, each of which goes on where it was killed:
+test = test[5000:10000]. Four stages, each of which goes on where it was killed:
 
 1. train: 10 epochs, three subnets a step (`elastibit train experiment=cifar10_resnet20`).
 2. pairs: 13 of 20 are spread over log BitOps, as `elastibit predict` draws them; the rest lies within 5 % of the
    BitOps of w3a3 and of w4a4, where a predictor is judged at equal cost. 1,000 images for each subnet's BatchNorm
    statistics, 2,000 of select for its accuracy. Any first part of the plan has the same mixture.
 3. best: the 200 that lead their neighbours in cost, measured again on all images of both parts.
+4. predict: the default predictor learns from all pairs.
 
 Images and weights are expected (and put) under `data/`, so that the run says nothing of this machine. `--publish`
 copies the run to benchmarks/results/supernet_resnet20/ and writes what it is to supernet_resnet20.json beside it.
@@ -19,6 +20,7 @@ copies the run to benchmarks/results/supernet_resnet20/ and writes what it is to
 from __future__ import annotations
 
 import argparse
+import json
 import shlex
 import shutil
 import subprocess
@@ -30,7 +32,7 @@ from typing import Any
 import numpy as np
 
 import elastibit as eb
-from supernet.artefacts import progress, provenance, read_json, read_jsonl, write_json
+from supernet.artefacts import progress, provenance, read_json, read_jsonl, write_json, write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -42,7 +44,10 @@ FLAT_OF, OF = 13, 20
 """Of so many pairs, so many are spread over log cost."""
 RECALIBRATE, SELECT = 1000, 2000
 """Images that each subnet is measured on."""
-PUBLISHED = ("supernet.safetensors", "space.json", "config.yaml", "metrics.csv", "pairs.jsonl", "best.jsonl")
+PUBLISHED = (
+    *("supernet.safetensors", "space.json", "config.yaml", "metrics.csv", "pairs.jsonl", "best.jsonl"),
+    *("sensitivity.json", "predictor.safetensors", "predictor.json"),
+)
 
 
 def train(run: Path, epochs: int, seed: int) -> None:
@@ -126,8 +131,16 @@ def best(run: Path, n: int, compiled: str) -> None:
             bar.advance(note=f"{record['score']:.1%}")
 
 
+def predict(run: Path, seed: int) -> None:
+    """Learn from the pairs that there are; ends the benchmark with the door's exit code if it failed."""
+    none_more = "n=8"  # the landmarks, which every plan begins with
+    images = [f"recalibrate_images={RECALIBRATE}", f"select_images={SELECT}"]
+    if code := eb.main(["predict", f"run={run}", none_more, *images, f"seed={seed}"]):
+        sys.exit(code)
+
+
 def publish(run: Path, seed: int) -> None:
-    """Copy the run to the results, and write what it is."""
+    """Copy the run to the results, each record with all kinds of cost that there are now, and write what it is."""
     from supernet.run import digest
 
     folder = RESULTS / "supernet_resnet20"
@@ -135,6 +148,11 @@ def publish(run: Path, seed: int) -> None:
     for name in PUBLISHED:
         if (run / name).exists():
             shutil.copyfile(run / name, folder / name)
+    costs = eb.load(run, needs_data=False).net.costs
+    for name in ("pairs.jsonl", "best.jsonl"):
+        if (run / name).exists():
+            lines = [json.dumps(r | {"costs": costs.of(r["row"])}) for r in read_jsonl(run / name)]
+            write_text(folder / name, "".join(f"{line}\n" for line in lines))
     counts = {name: len(read_jsonl(run / name)) for name in ("pairs.jsonl", "best.jsonl") if (run / name).exists()}
     seconds = sum(r["measured"]["seconds"] for r in read_jsonl(run / "pairs.jsonl"))
     result = {
@@ -174,6 +192,7 @@ def main() -> None:
     train(options.work, options.epochs, options.seed)
     collect(options.work, options.pairs, options.seed, options.compiled)
     best(options.work, options.best, options.compiled)
+    predict(options.work, options.seed)
     if options.publish:
         publish(options.work, options.seed)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from predictors.active import Goal
     from predictors.pairs import Pairs
     from supernet.interfaces import Predictor
+    from supernet.run import Run
+
+FEWEST = 10
+"""Held-out pairs below which a window is not shown."""
 
 
 def main(cfg: DictConfig) -> None:
@@ -26,12 +30,11 @@ def main(cfg: DictConfig) -> None:
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
 
-    from predictors.active import Active
     from predictors.files import save_predictor
     from predictors.judging import landmarks, report
     from predictors.kept import sensitivity_of
-    from predictors.measuring import Measurer, weights_digest
-    from predictors.pairs import Pairs, collect
+    from predictors.measuring import weights_digest
+    from predictors.pairs import collect
     from supernet.artefacts import provenance
     from supernet.config import build
     from supernet.run import load
@@ -54,32 +57,15 @@ def main(cfg: DictConfig) -> None:
     make = build(settings["predictor"] | {"_partial_": True}, trusted=trusted)
     make = functools.partial(make, space=net.space, costs=net.costs, sensitivity=sensitivity)
     around = landmarks(net.costs) | {str(text): net.costs.limit("bitops", text) for text in cfg.near or ()}
-    common = {
-        "out": out / "pairs.jsonl",
-        "recalibrate_images": cfg.recalibrate_images,
-        "select_images": cfg.select_images,
-        "engine": engine,
-    }
+    images = {"recalibrate_images": cfg.recalibrate_images, "select_images": cfg.select_images}
+    measured_on = images | {"engine": engine, "out": out / "pairs.jsonl"}
     if goal is None:
         sampler = build(settings["sampler"], trusted=trusted, space=net.space, costs=net.costs)
-        pairs = collect(net, run.task, int(cfg.n), rng=np.random.default_rng(seed), sampler=sampler, **common)
-        (learned, held), how = pairs.split(np.random.default_rng(seed), float(cfg.held_out)), {}
+        pairs = collect(net, run.task, int(cfg.n), rng=np.random.default_rng(seed), sampler=sampler, **measured_on)
+        (learned, held), how = pairs.split(np.random.default_rng(seed), float(cfg.held_out)), dict[str, Any]()
     else:
-        measurer = Measurer(net, run.task, **common)
-        collected = Active(
-            net.space,
-            net.costs,
-            measurer,
-            make,
-            near=[around[str(text)] for text in cfg.near or ()],
-            batch=int(cfg.batch),
-            held=max(2, round(cfg.held_out * cfg.n)),
-            seed=seed,
-            settings={"predictor": settings["predictor"], "sensitivity": settings["sensitivity"]},
-            out=out / "collection.jsonl",
-        ).run(int(cfg.n), goal)
-        learned, held, how = collected.learned, collected.held, {"collection": collected.report}
-        pairs = Pairs.of(list(measurer.records.values()), net.fingerprint)
+        targets = [around[str(text)] for text in cfg.near or ()]
+        pairs, (learned, held), how = chosen(run, settings, goal, make, targets, measured_on)
     judged = fitted(make, learned, seed)
     others = {"sensitivity": -sensitivity.value(held.indices)}
     figures = report(judged, held, net.space, around=around, others=others) | how
@@ -87,6 +73,41 @@ def main(cfg: DictConfig) -> None:
     save_predictor(fitted(make, pairs, seed), out, figures | {"provenance": provenance(seed)})
     show(figures)
     print(f"learned: {out / 'predictor.safetensors'}")
+
+
+def chosen(
+    run: Run, settings: Mapping[Any, Any], goal: Goal, make: Callable[..., Any], near: list[float], on: dict[str, Any]
+) -> tuple[Pairs, tuple[Pairs, Pairs], dict[str, Any]]:
+    """Active collection: all pairs, those to learn from and to judge on, and what is said of it.
+
+    Args:
+        run: with its task.
+        settings: of the door.
+        goal: when to end.
+        make: makes a predictor when called with rng.
+        near: BitOps around which subnets are chosen; none: anywhere.
+        on: options of the `Measurer`.
+    """
+    from predictors.active import Active
+    from predictors.measuring import Measurer
+    from predictors.pairs import Pairs
+
+    assert run.task is not None
+    net, measurer = run.net, Measurer(run.net, run.task, **on)
+    collected = Active(
+        net.space,
+        net.costs,
+        measurer,
+        make,
+        near=near,
+        batch=int(settings["batch"]),
+        held=max(2, round(settings["held_out"] * settings["n"])),
+        seed=int(settings["seed"]),
+        settings={name: settings[name] for name in ("predictor", "sensitivity")},
+        out=on["out"].with_name("collection.jsonl"),
+    ).run(int(settings["n"]), goal)
+    pairs = Pairs.of(list(measurer.records.values()), net.fingerprint)
+    return pairs, (collected.learned, collected.held), {"collection": collected.report}
 
 
 def wanted(until: str | None, limit: str | None, near: Sequence[str] | None) -> Goal | None:
@@ -139,17 +160,17 @@ def show(figures: dict[str, Any]) -> None:
         table.add_row("what the measurements allow", "", tau(figures["ceiling_equal_cost"]))
     console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(table)
-    if figures["windows"]:
-        console.print(near(figures))
+    windows = {name: found for name, found in figures["windows"].items() if found["pairs"] >= FEWEST}
+    if windows:
+        console.print(near(windows, list(figures["controls"])))
 
 
-def near(figures: dict[str, Any]) -> Table:
+def near(windows: dict[str, Any], names: list[str]) -> Table:
     """Kendall's tau among the held-out pairs of about one cost, for each cost that a search usually asks for."""
     from rich.table import Table
 
-    names = list(figures["controls"])
     table = Table("costs within 5 %", "pairs", "Kendall tau", "measurements allow", "share", *names)
-    for name, found in figures["windows"].items():
+    for name, found in windows.items():
         share = "-" if found["share_of_ceiling"] is None else f"{found['share_of_ceiling']:.0%}"
         controls = [tau(found["controls"][control]) for control in names]
         table.add_row(name, str(found["pairs"]), tau(found["kendall"]), tau(found["ceiling"]), share, *controls)

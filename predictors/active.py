@@ -260,14 +260,17 @@ class Active:
             known = {*ids, *(self.space.config(row).id for row in self.held)}
             if done is None:
                 rng = np.random.default_rng([self.seed, number])
-                rows = self._choose(predictor, min(self.batch, n - len(known)), known, rng) if len(known) < n else []
+                if len(known) >= n:
+                    return "n"
+                rows = self._choose(predictor, min(self.batch, n - len(known)), known, rng)
                 if not len(rows):
-                    return "n" if len(known) >= n else "space exhausted"
+                    return "space exhausted"
                 done = {"ids": [self.space.config(row).id for row in rows], "rows": rows.tolist(), "judged": judged}
                 self.rounds.append(done)
                 self._note(done)
             shown = "" if tau is None else f"tau {tau:.3f}" + (f" of {goal.tau:g}" if goal.tau else "")
             self._measure(np.array(done["rows"], dtype=np.int64), bar, f"round {number} {shown}".rstrip())
+        raise AssertionError("itertools.count has no end")
 
     def _measure(self, rows: Indices, bar: Progress | None, note: str) -> None:
         """Measure what is not known of some rows.

@@ -208,7 +208,7 @@ def minibatches(
         rates: `lr` and `weight_decay` of Adam.
     """
     members, n = unseen.shape
-    optimizer = torch.optim.Adam([w.requires_grad_() for w in weights.values()], fused=True, **rates)
+    optimizer = torch.optim.Adam([{"params": [w.requires_grad_() for w in weights.values()]} | dict(rates)], fused=True)
     for _ in range(epochs):
         order = torch.from_numpy(rng.permuted(np.tile(np.arange(n), (members, 1)), axis=1))
         for at in order.split(size, 1):

@@ -17,7 +17,7 @@ from supernet.cost import Costs
 from supernet.space import Indices, SearchSpace
 
 Table = NDArray[np.float64]
-TRIES = 8
+TRIES = 3
 """Batches of children made, at most, to find as many as are asked for that were never evaluated."""
 
 

@@ -100,8 +100,7 @@ class Limits:
         return rows
 
     def _over(self, rows: Indices, bounds: Table) -> NDArray[np.bool_]:
-        outside: NDArray[np.bool_] = (self.spent(rows) > bounds).any(1)
-        return outside
+        return np.any(self.spent(rows) > bounds, axis=1)
 
     def _walked(
         self, rows: Indices, table: Sequence[NDArray[np.int64]], bounds: Table, rng: np.random.Generator, least: bool

@@ -107,6 +107,19 @@ class Sampler(Protocol):
         ...
 
 
+@runtime_checkable
+class Settling(Protocol):
+    """What a sampler that ends at one subnet has besides: training logs its figures and writes the subnet down."""
+
+    def settled(self) -> Indices:
+        """[d] the canonical row that it has settled on, or would now."""
+        ...
+
+    def figures(self) -> dict[str, float]:
+        """How settled it is, by name; always the same names."""
+        ...
+
+
 class SearchAlgorithm(Sampler, Protocol):
     """A sampler that also keeps the best of what it was told.
 

@@ -48,6 +48,7 @@ supernet.elastic.flow
 supernet.elastic.regions supernet.elastic.audit supernet.elastic.sampling
 supernet.elastic.supernet
 supernet.elastic.compiling
+supernet.samplers.controller
 supernet.backbones supernet.tasks supernet.samplers supernet.calibration
 supernet.training.losses supernet.training.optimizers supernet.training.loggers
 supernet.run

@@ -18,17 +18,18 @@ from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger, Logger
 from torch import Tensor
 
-from supernet.artefacts import Progress, progress
+from supernet.artefacts import Progress, progress, write_json
 from supernet.calibration.batchnorm import recalibrated
 from supernet.config import QuantConfig
 from supernet.elastic.supernet import SuperNet
-from supernet.interfaces import Sampler, Task
+from supernet.interfaces import Sampler, Settling, Task
 from supernet.run import save
 from supernet.samplers.cost_first import CostFirst
 from supernet.samplers.sandwich import Sandwich
 from supernet.training.losses import GroupProgressive
 from supernet.training.module import Epochs, Schedule, SupernetModule
 
+SETTLED = "settled.json"
 OURS = {
     "gradient_clip_val": "schedule.clip",
     "gradient_clip_algorithm": "schedule.clip",
@@ -90,7 +91,7 @@ def train(
     out, last = Path(out), Path(out) / "checkpoints" / "last.ckpt"
     checkpoint = _checked(last) if resume else None
     if checkpoint is None:  # a run that goes on keeps its files until it has better ones
-        last.unlink(missing_ok=True)
+        _forget(last, out / SETTLED)
         save(net, out, config=config, seed=seed, trained=0)
     if epochs == 0:
         return net
@@ -114,7 +115,33 @@ def train(
     module.average_buffers()
     if fitter.is_global_zero:
         save(net, out, config=config, seed=seed, trained=epochs)
+        _write_settled(out, net, module.sampler)
     return net
+
+
+def _forget(*files: Path) -> None:
+    for file in files:
+        file.unlink(missing_ok=True)
+
+
+def _write_settled(out: Path, net: SuperNet, sampler: Sampler) -> None:
+    if isinstance(sampler, Settling):
+        write_json(out / SETTLED, settled(net, sampler))
+
+
+def settled(net: SuperNet, sampler: Settling) -> dict[str, Any]:
+    """The subnet that a sampler has settled on, as `elastibit export run=... subnet=<file>` reads it."""
+    row = sampler.settled()
+    subnet = net.space.config(row)
+    return {
+        "fingerprint": net.fingerprint,
+        "id": subnet.id,
+        "label": "settled",
+        "indices": row.tolist(),
+        "genes": subnet.plain(),
+        "costs": net.costs.of(row),
+        "figures": sampler.figures(),
+    }
 
 
 def _options(trainer: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from supernet.calibration.batchnorm import recalibrated
 from supernet.elastic.supernet import SuperNet
-from supernet.interfaces import Batch, Sampler, Task
+from supernet.interfaces import Batch, Sampler, Settling, Task
 from supernet.space import Indices
 from supernet.training.optimizers import LazyAdam
 
@@ -210,6 +210,8 @@ class SupernetModule(pl.LightningModule):
         figures |= {"loss": float(values.mean()), "accuracy_last": float((logits.argmax(1) == labels).float().mean())}
         if extra is not None:
             figures["regulariser"] = float(extra.detach())
+        if isinstance(self.sampler, Settling):
+            figures |= self.sampler.figures()
         self.recent.append(figures)
         if len(self.recent) == 20 or self.done == self.total_steps:
             mean = {f"train/{name}": float(np.mean([f[name] for f in self.recent])) for name in figures}

@@ -40,6 +40,11 @@ def running(mark: str) -> list[int]:
     return found
 
 
+def listening() -> None:
+    """A shell that starts the tests in its background has them ignore Ctrl-C, and their children with them."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def until(condition: Callable[[], bool], what: str) -> None:
     end = time.monotonic() + PATIENCE
     while not condition():
@@ -71,7 +76,9 @@ def test_a_stopped_collection_leaves_nobody_behind_and_goes_on_to_the_same_pairs
     log = tmp_path / "stderr"
     with log.open("wb") as file:
         command = [sys.executable, "-m", "predictors", *words]
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=file, start_new_session=True)
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stderr=file, start_new_session=True, preexec_fn=listening
+        )
     when = int(np.random.default_rng().integers(1, 25))  # at whatever byte that is
     until(lambda: process.poll() is not None or (pairs.exists() and pairs.read_bytes().count(b"\n") >= when), "pairs")
     assert process.poll() is None, f"it ended by itself: {log.read_text()}"

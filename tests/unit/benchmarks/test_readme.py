@@ -179,6 +179,7 @@ class TestFile:
         monkeypatch.setattr(readme, "README", file)
         monkeypatch.setattr(readme, "results", lambda: found)
         monkeypatch.setattr(readme, "exported", lambda: None)
+        monkeypatch.setattr(readme.searching, "section", lambda folder: None)
         assert [readme.main(["--check"]), readme.main([]), readme.main(["--check"])] == [1, 0, 0]
         assert readme.section(found) in file.read_text()
 
@@ -188,5 +189,6 @@ def test_the_readme_says_what_the_committed_results_give() -> None:
     if missing:
         pytest.skip(f"benchmarks/results does not hold {', '.join(missing)} yet: the benchmarks were not run")
     text = readme.README.read_text()
-    for marks, block in readme.sections(readme.results(), readme.exported()).items():
+    searched = readme.searching.section(readme.RESULTS)
+    for marks, block in readme.sections(readme.results(), readme.exported(), searched).items():
         assert readme.replaced(text, block, marks) == text, "run python benchmarks/readme.py"
