@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-SAMPLES_PER_BATCH = 1 << 16
+SAMPLES_PER_BATCH = 1 << 14
 
 
 @contextmanager
@@ -38,14 +38,38 @@ def batch_statistics(norms: Sequence[nn.modules.batchnorm._BatchNorm]) -> Iterat
                 norm.num_batches_tracked.zero_()
 
 
-def catching(kept: list[Tensor]) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-    """A forward pre-hook that keeps an even sample of its input, smallest and largest value among it."""
+class Sample:
+    """What a quantizer's input looked like: an even sample of each batch, smallest and largest value of all.
 
-    def hook(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        flat = inputs[0].reshape(-1)
+    A forward pre-hook. Values are taken in the order of memory, so that nothing is copied whatever the layout. The
+    extremes are kept apart: among the sample each would count as if it were as frequent as what one value stands for.
+
+    Attributes:
+        count: values met, of which the sample holds a part.
+    """
+
+    def __init__(self) -> None:
+        self.kept: list[Tensor] = []
+        self.limits: list[Tensor] = []
+        self.count = 0
+
+    def __call__(self, _module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        (x,) = inputs
+        flat = x.permute(sorted(range(x.dim()), key=lambda axis: -x.stride(axis))).reshape(-1)
         step = max(1, flat.numel() // SAMPLES_PER_BATCH)
         while math.gcd(step, flat.numel()) > 1:  # else only some columns of the images would be met
             step += 1
-        kept.append(torch.cat([flat[::step], flat.min()[None], flat.max()[None]]))
+        self.kept.append(flat[::step].clone())  # a view would keep the whole tensor
+        self.limits.append(torch.stack(flat.aminmax()))
+        self.count += flat.numel()
 
-    return hook
+    @property
+    def values(self) -> Tensor:
+        """[m] the sample."""
+        return torch.cat(self.kept)
+
+    @property
+    def extremes(self) -> tuple[float, float]:
+        """Smallest and largest value of all batches."""
+        least, most = torch.stack(self.limits).unbind(1)
+        return float(least.min()), float(most.max())

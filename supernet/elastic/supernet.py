@@ -29,7 +29,7 @@ from supernet.elastic.attention import write_out
 from supernet.elastic.audit import check_stages, coverage, multiplications
 from supernet.elastic.flow import flow, steps
 from supernet.elastic.regions import Regions, compiled
-from supernet.elastic.sampling import batch_statistics, catching
+from supernet.elastic.sampling import Sample, batch_statistics
 from supernet.elastic.stage import Stage
 from supernet.elastic.wrap import QUANTIZED, discover, evaluating, place_sites, swap
 from supernet.formats.integer import Integer
@@ -281,8 +281,8 @@ class SuperNet(nn.Module):
         Raises:
             ValueError: no batches, or a batch with values that are not finite.
         """
-        samples: dict[str, list[Tensor]] = {name: [] for name, q in self.quantizers.items() if not q.weight}
-        handles = [self.quantizers[name].register_forward_pre_hook(catching(kept)) for name, kept in samples.items()]
+        samples = {name: Sample() for name, q in self.quantizers.items() if not q.weight}
+        handles = [self.quantizers[name].register_forward_pre_hook(sample) for name, sample in samples.items()]
         count = 0
         try:
             with (
@@ -311,7 +311,8 @@ class SuperNet(nn.Module):
                 assert isinstance(weight, Tensor)
                 quantizer.start(weight)
             else:
-                quantizer.start(torch.cat(samples[name]))
+                seen = samples[name]
+                quantizer.start(seen.values, seen.extremes, 1 / seen.count)
         self._bind(np.asarray(self.active))
 
     def materialise(self, config: SubnetConfig | Sequence[int] | Indices) -> nn.Module:

@@ -36,7 +36,7 @@ class Integer:
         """Ascending levels, at most 2^bits of them."""
         half = 1 << (self.bits - 1)
         low = -half + (1 if symmetric and self.bits == 8 else 0)
-        return tuple(float(v) for v in range(low, half))
+        return tuple(map(float, range(low, half)))
 
     def __str__(self) -> str:
         return f"int{self.bits}"

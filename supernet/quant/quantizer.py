@@ -22,8 +22,8 @@ from supernet.quant.ranges import order_statistics, start_values
 from supernet.quant.ste import ASYMMETRIC, LOW, FakeQuantize, Select, TableQuantize, encode, limits, nearest_level
 
 FIELDS = ("choice", "low", "high", "asymmetric", "bypass")
-SAMPLES_PER_ROW = 16384
-ELEMENTS_PER_TENSOR = 1 << 16
+CELLS_PER_TENSOR, CELLS_PER_CHANNEL, CELLS_PER_LAYER = 2048, 256, 1 << 16
+"""Order statistics that start values are found with: of the whole, of a channel at least, of all channels together."""
 
 
 class Quantizer(nn.Module):
@@ -191,24 +191,30 @@ class Quantizer(nn.Module):
 
     # -- start values -------------------------------------------------------------------------------------------------
     @torch.no_grad()
-    def start(self, data: Tensor) -> None:
+    def start(self, data: Tensor, extremes: tuple[float, float] | None = None, share: float = 0.0) -> None:
         """Set scale and zero-point of every choice from data: the weight itself, or a sample of the activations.
 
         An activation that is never negative becomes unsigned for good (its codes start at 0).
+
+        Args:
+            data: all values, or an even sample of them.
+            extremes, share: smallest and largest value of what was sampled, and the share of it that one value is. The
+                sample may have missed them, and each counts for no more than it is, however many the others stand for.
         """
+        data = data.float()
         if not self.weight:
-            self.set_unsigned(bool(data.min() >= 0))
-        rows = {1: order_statistics(data.reshape(1, -1), SAMPLES_PER_ROW)}
-        if self.channels > 1:
-            each = max(64, ELEMENTS_PER_TENSOR // self.channels)
-            rows[self.channels] = order_statistics(data.reshape(self.channels, -1), each)
-        for size, sample in rows.items():
+            self.set_unsigned(float(data.min()) >= 0 and (extremes is None or extremes[0] >= 0))
+        for size in sorted({n for _, n in self.spans}):
+            cells = CELLS_PER_TENSOR if size == 1 else max(CELLS_PER_CHANNEL, CELLS_PER_LAYER // size)
+            sample, weights = order_statistics(data.reshape(size, -1), cells)
+            if extremes is not None:
+                sample = torch.cat([sample, sample.new_tensor([extremes])], 1)
+                weights = torch.cat([weights, weights.new_full((2,), share)])
             these = [k for k, (_, n) in enumerate(self.spans) if n == size]
-            if not these:
-                continue
             low, high = zip(*(self.limits(k) for k in these), strict=True)
             symmetric = [self.choices[k].symmetric for k in these]
-            scale, zero = start_values(sample, low, high, symmetric, self.unsigned, [self._levels(k) for k in these])
+            levels = [self._levels(k) for k in these]
+            scale, zero = start_values(sample, low, high, symmetric, self.unsigned, levels, weights)
             for k, s, z in zip(these, scale, zero, strict=True):
                 at, n = self.spans[k]
                 self.scale[at : at + n] = s
@@ -217,8 +223,9 @@ class Quantizer(nn.Module):
     def _levels(self, choice: int) -> Tensor | None:
         """Levels of a choice whose grid is not integer."""
         config = self.choices[choice]
-        levels = torch.tensor(config.format.levels(config.symmetric), device=self.scale.device)
-        return None if isinstance(config.format, Integer) else levels
+        if isinstance(config.format, Integer):
+            return None
+        return torch.tensor(config.format.levels(config.symmetric), device=self.scale.device)
 
     def set_unsigned(self, unsigned: bool) -> None:
         """Codes from 0 on (True) or around 0 (False); the bound row follows."""

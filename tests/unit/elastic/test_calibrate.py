@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from supernet.elastic.sampling import SAMPLES_PER_BATCH, Sample
 from supernet.elastic.supernet import SuperNet
 from tests.unit.elastic.conftest import X, backbone
 
@@ -58,8 +59,23 @@ class TestCalibrate:
         net = SuperNet(nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU(), nn.Flatten()), torch.zeros(1, 1, 16, 16), bits=(8,))
         image = torch.zeros(8, 1, 16, 16)
         image[..., 1:] = torch.rand(8, 1, 16, 15, generator=torch.Generator().manual_seed(0)) + 1
-        caught: list[Tensor] = []
-        quantizer = net.quantizers["0.input_quantizer"]
-        monkeypatch.setattr(quantizer, "start", lambda data: caught.append(data))
-        net.calibrate([image])
-        assert len(caught[0]) < 200 and 0.8 < float((caught[0] > 0).float().mean()) < 1
+        caught: list[tuple[Tensor, tuple[float, float], float]] = []
+        monkeypatch.setattr(net.quantizers["0.input_quantizer"], "start", lambda *seen: caught.append(seen))
+        net.calibrate([image, image.flip(0)])
+        ((values, extremes, share),) = caught
+        assert len(values) < 2 * 200 and 0.8 < float((values > 0).float().mean()) < 1
+        assert extremes == (0.0, float(image.max())) and share == 1 / (2 * image.numel())
+
+    @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+    def test_a_sample_holds_on_to_nothing_and_meets_all_channels_in_any_layout(
+        self, layout: torch.memory_format
+    ) -> None:
+        """Channel c holds the value c alone, so the sample's histogram must be that of the whole."""
+        sample, channels = Sample(), 24
+        x = torch.arange(channels).float()[None, :, None, None].expand(4, channels, 40, 40)
+        for batch in (x, x + channels):
+            sample(nn.Identity(), (batch.contiguous(memory_format=layout),))
+        counts = sample.values.long().bincount().double()
+        assert len(counts) == 2 * channels and counts.min() / counts.max() > 0.9
+        assert sample.extremes == (0.0, 2 * channels - 1) and sample.count == 2 * x.numel()
+        assert sum(kept.untyped_storage().nbytes() for kept in sample.kept) < 4 * 2 * SAMPLES_PER_BATCH * 1.5

@@ -13,9 +13,9 @@ GRIDS = [(-2, 1, True), (-2, 1, False), (-8, 7, True), (-8, 7, False), (-127, 12
 UNSIGNED = [(0, 3, True), (0, 15, False), (0, 255, True)]
 
 
-def data(kind: str) -> Tensor:
+def data(kind: str, rows: int = 3, columns: int = 400) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    normal = torch.randn(3, 400, generator=generator)
+    normal = torch.randn(rows, columns, generator=generator)
     return {
         "normal": normal,
         "heavy": normal.sinh() * normal.abs(),
@@ -28,6 +28,11 @@ def data(kind: str) -> Tensor:
 def error(rows: np.ndarray, scale: float, zero: float, low: int, high: int) -> float:
     codes = np.clip(np.round(rows / np.float32(scale)) + zero, low, high)
     return float(np.mean(np.abs((codes - zero) * np.float32(scale) - rows) ** NORM))
+
+
+def worse(errors: list[float], least: list[float]) -> float:
+    """By how much the total of `errors` is above that of the least ones."""
+    return sum(errors) / sum(least) - 1
 
 
 def brute_force(row: np.ndarray, low: int, high: int, symmetric: bool, unsigned: bool) -> float:
@@ -45,16 +50,21 @@ def brute_force(row: np.ndarray, low: int, high: int, symmetric: bool, unsigned:
 
 @pytest.mark.parametrize("kind", ["normal", "heavy", "shifted", "below", "skewed"])
 def test_the_range_that_loses_least_is_found_for_every_choice_at_once(kind: str) -> None:
+    """Of all 32 ranges, up to a second minimum that is as good but for 1 %."""
     rows = data(kind)
     low, high, symmetric = zip(*GRIDS, strict=True)
     scale, zero = start_values(rows, low, high, symmetric, unsigned=False)
     assert scale.shape == zero.shape == (len(GRIDS), 3) and (scale > 0).all()
     assert torch.equal(zero, zero.round())
+    missed = 0
     for k, (lo, hi, sym) in enumerate(GRIDS):
         assert not (sym and zero[k].any()) and (zero[k] >= lo).all() and (zero[k] <= hi).all()
         for r, row in enumerate(rows.numpy()):
             got = error(row, float(scale[k, r]), float(zero[k, r]), lo, hi)
-            assert got == pytest.approx(brute_force(row.astype(np.float64), lo, hi, sym, False), rel=2e-3)
+            least = brute_force(row.astype(np.float64), lo, hi, sym, False)
+            missed += got > (1 + 1e-6) * least
+            assert got == pytest.approx(least, rel=1e-2)
+    assert missed <= 2
 
 
 def test_unsigned_data_uses_codes_from_zero() -> None:
@@ -66,6 +76,28 @@ def test_unsigned_data_uses_codes_from_zero() -> None:
         for r, row in enumerate(rows.numpy()):
             got = error(row, float(scale[k, r]), 0.0, lo, hi)
             assert got == pytest.approx(brute_force(row.astype(np.float64), lo, hi, sym, True), rel=2e-3)
+
+
+def test_order_statistics_find_the_range_that_the_whole_data_would() -> None:
+    """Of layers [4, 3000] and of the whole of them: total error on all values against 32 ranges tried on all values.
+
+    305 of 3000 values of a channel, 2085 of 12000: within 1 % for each choice, within 0.1 % for most.
+    """
+    above = []
+    for kind in ("normal", "heavy", "shifted", "below", "skewed"):
+        layer = data(kind, 4, 3000)
+        unsigned = kind == "skewed"
+        grids = UNSIGNED if unsigned else GRIDS
+        low, high, symmetric = zip(*grids, strict=True)
+        for rows, cells in ((layer, 256), (layer.reshape(1, -1), 2048)):
+            some, weights = order_statistics(rows, cells)
+            assert some.shape[1] < cells + 64
+            scale, zero = start_values(some, low, high, symmetric, unsigned, weights=weights)
+            for k, (lo, hi, sym) in enumerate(grids):
+                each = list(zip(rows.numpy(), scale[k].tolist(), zero[k].tolist(), strict=True))
+                least = [brute_force(row, lo, hi, sym, unsigned) for row, _, _ in each]
+                above.append(worse([error(row, s, z, lo, hi) for row, s, z in each], least))
+    assert max(above) < 0.01 and float(np.median(above)) < 0.001, sorted(above)[-5:]
 
 
 @pytest.mark.parametrize("bits", [3, 4, 6])
@@ -121,10 +153,35 @@ def test_a_grid_that_is_not_integer_is_measured_on_its_own_levels() -> None:
         assert float(((nearest * found - row).abs() ** NORM).mean()) == pytest.approx(min(errors), rel=1e-3)
 
 
-def test_order_statistics_keep_the_extremes_and_the_distribution() -> None:
-    rows = torch.randn(3, 10_000, generator=torch.Generator().manual_seed(4))
-    some = order_statistics(rows, 500)
-    assert some.shape == (3, 500) and (some.diff(dim=1) >= 0).all()
+@pytest.mark.parametrize("size", [1_001, 4_609, 10_000])
+@pytest.mark.parametrize("most", [128, 500])
+def test_order_statistics_hold_the_extremes_as_single_values_and_keep_the_distribution(size: int, most: int) -> None:
+    rows = torch.randn(3, size, generator=torch.Generator().manual_seed(4)).sinh()
+    some, weights = order_statistics(rows, most)
+    assert some.shape == (3, len(weights)) and most <= len(weights) <= most + 16 * np.log(size / most) + 16
+    assert weights.sum().item() == pytest.approx(1) and weights.max() < 1.5 / most
+    assert weights[0].item() == weights[-1].item() == pytest.approx(1 / size)
     assert torch.equal(some[:, 0], rows.amin(1)) and torch.equal(some[:, -1], rows.amax(1))
-    assert torch.allclose(some.median(1).values, rows.median(1).values, atol=0.02)
-    assert torch.equal(order_statistics(rows, 10_000), rows)
+    for row, values in zip(rows.numpy(), some.numpy(), strict=True):
+        sides = [
+            np.searchsorted(np.sort(row), values, side) for side in ("left", "right")
+        ]  # of equal values, the middle
+        middle = np.cumsum(weights.double().numpy()) - weights.numpy() / 2
+        assert np.abs(np.mean(sides, 0) / size - middle).max() <= 1 / size + 1e-5
+        assert np.average(np.abs(values), weights=weights) == pytest.approx(np.abs(row).mean(), rel=1e-2)
+
+
+def test_few_values_stand_for_themselves() -> None:
+    rows = torch.randn(3, 500, generator=torch.Generator().manual_seed(4))
+    some, weights = order_statistics(rows, 500)
+    assert torch.equal(some, rows) and torch.equal(weights, torch.full((500,), 1 / 500))
+
+
+def test_a_weight_is_as_many_values() -> None:
+    """Three values of weights 5, 2, 1 and the same values 5, 2, 1 times have the same start values."""
+    rows, times = torch.tensor([[0.3, -1.1, 9.0]]), torch.tensor([5, 2, 1])
+    low, high, symmetric = zip(*GRIDS, strict=True)
+    weighted = start_values(rows, low, high, symmetric, False, weights=times / 8)
+    repeated = start_values(rows.repeat_interleave(times, 1), low, high, symmetric, False)
+    for got, expected in zip(weighted, repeated, strict=True):
+        torch.testing.assert_close(got, expected)
