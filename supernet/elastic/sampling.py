@@ -55,7 +55,8 @@ class Sample:
 
     def __call__(self, _module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         (x,) = inputs
-        flat = x.permute(sorted(range(x.dim()), key=lambda axis: -x.stride(axis))).reshape(-1)
+        strides = x.stride()
+        flat = x.permute(sorted(range(x.dim()), key=lambda axis: -strides[axis])).reshape(-1)
         step = max(1, flat.numel() // SAMPLES_PER_BATCH)
         while math.gcd(step, flat.numel()) > 1:  # else only some columns of the images would be met
             step += 1
