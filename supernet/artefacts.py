@@ -5,6 +5,7 @@ Everything here may be imported from everywhere and imports nothing of the house
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import datetime
 import functools
@@ -30,6 +31,8 @@ log = logging.getLogger(__name__)
 
 LINE_EVERY = 10.0
 """Seconds between two lines of progress where there is no terminal to draw a bar on."""
+LATELY = 60.0
+"""Seconds that the time left is reckoned from."""
 
 _DISTRIBUTIONS = ("elastibit", "torch", "numpy", "onnx", "onnxruntime", "timm", "pytorch-lightning")
 _METADATA_KEY = "elastibit"
@@ -339,12 +342,15 @@ class _Lines:
         self.description, self.total = description, total
         self.done, self.said, self.note = 0, 0, ""
         self.start = self.last = time.monotonic()
+        self.recent = collections.deque([(self.start, 0)])
 
     def advance(self, n: int = 1, note: str | None = None) -> None:
         self.done += n
         self.note = self.note if note is None else note
-        if time.monotonic() - self.last >= LINE_EVERY:
+        if (now := time.monotonic()) - self.last >= LINE_EVERY:
             self._say()
+        if now - self.recent[-1][0] >= 1:
+            self.recent.append((now, self.done))
 
     def close(self) -> None:
         """The last line, for what was long enough to be waited for."""
@@ -356,8 +362,15 @@ class _Lines:
         passed = self.last - self.start
         parts = [f"{self.description} {self.done}" + (f"/{self.total}" if self.total else ""), _clock(passed)]
         if self.total and 0 < self.done < self.total:
-            parts.append(f"{_clock(passed * (self.total - self.done) / self.done)} left")
+            parts.append(f"{_clock((self.total - self.done) * self._pace())} left")
         print(", ".join([*parts, self.note] if self.note else parts), file=sys.stderr, flush=True)
+
+    def _pace(self) -> float:
+        """Seconds a step, lately: what a resumed part finds done already took no time and says nothing of the rest."""
+        while len(self.recent) > 1 and self.recent[1][0] <= self.last - LATELY:
+            self.recent.popleft()
+        then, done = self.recent[0]
+        return (self.last - then) / max(self.done - done, 1)
 
 
 def _clock(seconds: float) -> str:

@@ -263,6 +263,18 @@ class TestProgress:
             "collect 60/60, 0:30, best 58",
         ]
 
+    def test_what_a_resumed_part_finds_done_shortens_no_estimate_for_long(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        now = 0.0
+        monkeypatch.setattr(artefacts.time, "monotonic", lambda: now)
+        with progress("measuring", 1000) as bar:
+            bar.advance(900)
+            for _ in range(60):
+                now += 2.0
+                bar.advance()
+        assert capsys.readouterr().err.splitlines()[-1] == "measuring 960/1000, 2:00, 1:20 left"
+
     def test_short_parts_are_silent(self, capsys: pytest.CaptureFixture[str]) -> None:
         with progress("blink") as bar:
             bar.advance(5)
