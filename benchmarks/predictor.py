@@ -105,7 +105,7 @@ def summary(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         known = [float(v) for v in values if v is not None]
         return {"mean": statistics.fmean(known), "std": statistics.stdev(known) if len(known) > 1 else 0.0}
 
-    plain = ("kendall", "kendall_equal_cost", "ceiling_equal_cost", "rmse", "within_1_std", "within_2_std")
+    plain = ("kendall", "ceiling", "kendall_equal_cost", "ceiling_equal_cost", "rmse", "within_1_std", "within_2_std")
     found: dict[str, Any] = {name: spread(lambda r, name=name: r[name]) for name in plain}
     found["controls"] = {
         control: {
@@ -227,7 +227,7 @@ def table(found: Mapping[str, Any]) -> str:
         inside = [text for w in windows for text in (number(s["windows"][w]["controls"][name]), "")]
         lines.append([name, number(control["kendall"]), number(control["kendall_equal_cost"]), *inside])
     most = [text for w in windows for text in (number(s["windows"][w]["ceiling"]), "")]
-    lines.append(["measurements allow", "", number(s["ceiling_equal_cost"]), *most])
+    lines.append(["measurements allow", number(s["ceiling"]), number(s["ceiling_equal_cost"]), *most])
     counts = [text for w in windows for text in (f"{s['windows'][w]['pairs']['mean']:.0f}", "")]
     lines.append(["held-out pairs", str(found["held_out"]), "", *counts])
     widths = [max(len(line[k]) for line in lines) for k in range(len(lines[0]))]

@@ -157,7 +157,7 @@ def show(figures: dict[str, Any]) -> None:
     for name, control in figures["controls"].items():
         table.add_row(name, tau(control["kendall"]), tau(control["kendall_equal_cost"]))
     if figures["ceiling_equal_cost"] is not None:
-        table.add_row("what the measurements allow", "", tau(figures["ceiling_equal_cost"]))
+        table.add_row("what the measurements allow", tau(figures["ceiling"]), tau(figures["ceiling_equal_cost"]))
     console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(table)
     windows = {name: found for name, found in figures["windows"].items() if found["pairs"] >= FEWEST}

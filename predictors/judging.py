@@ -144,9 +144,9 @@ def report(
         around: name -> cost around which to judge besides (`windows`).
         others: name -> [n] further values to compare with, higher is better, beside cost and mean bits.
 
-    Keys: `pairs`, `kendall`, `kendall_equal_cost` (and `pairs_equal_cost`, `window`, `cost`), `ceiling_equal_cost`,
-    `share_of_ceiling`, `rmse`, `within_1_std` (0.68 if calibrated), `within_2_std` (0.95), `controls` with the two
-    taus of each, `windows`.
+    Keys: `pairs`, `kendall` and its `ceiling` over all costs, `kendall_equal_cost` (and `pairs_equal_cost`, `window`,
+    `cost`), its `ceiling_equal_cost` and `share_of_ceiling`, `rmse`, `within_1_std` (0.68 if calibrated),
+    `within_2_std` (0.95), `controls` with the two taus of each, `windows`.
     """
     mean, std = predictor.predict(held_out.indices)
     costs, scores = held_out.costs[kind], held_out.scores
@@ -157,6 +157,7 @@ def report(
     return {
         "pairs": len(scores),
         "kendall": kendall(scores, mean),
+        "ceiling": ceiling(held_out.halves, np.ones(len(scores))),
         "kendall_equal_cost": equal,
         "pairs_equal_cost": count,
         "window": window,

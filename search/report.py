@@ -272,7 +272,8 @@ def predictor_section(files: Files) -> str:
     compared = f"at equal cost ({report['pairs_equal_cost']} comparisons)"
     rows = [("predictor", _number(report["kendall"]), _number(report["kendall_equal_cost"]))]
     rows += [(name, _number(c["kendall"]), _number(c["kendall_equal_cost"])) for name, c in report["controls"].items()]
-    rows.append(("what the measurements allow", "", _number(report["ceiling_equal_cost"])))
+    allowed = _number(report.get("ceiling")), _number(report["ceiling_equal_cost"])
+    rows.append(("what the measurements allow", *allowed))
     shown = [
         ("Kendall tau", _number(report["kendall"])),
         ("RMSE", f"{report['rmse']:.2%}"),

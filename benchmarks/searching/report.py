@@ -75,7 +75,10 @@ def predicted(result: Mapping[str, Any]) -> Iterator[Line]:
         return "-" if value is None else f"{value['mean']:.3f} ± {value['std']:.3f}"
 
     what = f"Kendall tau, {result['train']} pairs learned from, {result['held_out']} judged on"
-    figure = f"{said(summary['kendall'])} (cost alone {said(alone['kendall'])})"
+    figure = (
+        f"{said(summary['kendall'])}, the split-half ceiling is {said(summary['ceiling'])} "
+        f"(cost alone {said(alone['kendall'])})"
+    )
     yield what, f">= {result['goals']['kendall']:g}", figure, result["met"]["kendall"]
     for window, of in summary["windows"].items():
         cost = said(of["controls"]["cost alone"])

@@ -102,4 +102,5 @@ def test_a_report_judges_windows_and_further_controls(chain, measured, truth, rn
     assert set(found["windows"]) == {"w3a3", "w4a4"} and set(found["controls"]) == {"mean bits", "cost alone", "noise"}
     assert found["kendall"] == pytest.approx(stats.kendalltau(held.scores, truth[1](held.indices)).statistic)
     assert found["share_of_ceiling"] == pytest.approx(1, abs=0.2)
+    assert found["kendall"] / found["ceiling"] == pytest.approx(1, abs=0.1)
     assert 0.8 < found["within_2_std"] <= 1
