@@ -80,7 +80,7 @@ class Limits:
         Genes take one step each, in random order, as many as it takes; and again where one each is not enough. Where
         no steps are left a row may stay outside.
         """
-        down, up = self.space.neighbours()
+        down, up = self.space.neighbours
         rows = rows.copy()
         bad = np.flatnonzero(self._over(rows, bounds))
         while len(bad):
@@ -156,7 +156,7 @@ def crossed(space: SearchSpace, one: Indices, two: Indices, rng: np.random.Gener
 def mutated(space: SearchSpace, rows: Indices, rate: float, rng: np.random.Generator) -> Indices:
     """Each gene changed with probability `rate`: half of them one step up or down, half drawn anew."""
     drawn = sample_free(space, len(rows), rng)
-    down, up = (stepped(rows, table) for table in space.neighbours())
+    down, up = (stepped(rows, table) for table in space.neighbours)
     kind, act = rng.random(rows.shape), rng.random(rows.shape) < rate
     moved = np.where(kind < 0.5, drawn, np.where(kind < 0.75, down, up))
     return settled(space, np.where(act, moved, rows), space.active(rows), rng)

@@ -168,7 +168,7 @@ def repair(
     reachable (`Costs.check`), else a smallest subnet comes back.
     """
     indices = space.canonical(indices)
-    down, _ = space.neighbours()
+    down, _ = space.neighbours
     while len(bad := np.flatnonzero((excess := over(limits, kinds, indices)) > 1e-12)):
         moved = _descend(space, indices[bad], down, np.where(excess[bad] > 0.2, max(1, len(space) // 8), 1), rng)
         if (moved == indices[bad]).all():
@@ -216,7 +216,7 @@ def fill(
     rounds: int = 32,
 ) -> Indices:
     """Rows within the limits, with random genes taken one step up where the row still fits: slack is spent."""
-    _, up = space.neighbours()
+    _, up = space.neighbours
     for _round in range(rounds):
         higher = np.stack([table[indices[:, i]] for i, table in enumerate(up)], axis=1)
         movable = (higher != indices) & space.active(indices)

@@ -13,6 +13,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -73,8 +74,6 @@ class SearchSpace:
         self.admissible: tuple[NDArray[np.bool_], ...] = tuple(np.ones(n, dtype=bool) for n in self.sizes)
         self.ties: tuple[tuple[int, ...], ...] = ()
         self._conditions = [self._compile(d, i) for i, d in enumerate(self.dimensions)]
-        self._first: NDArray[np.int64] | None = None
-        self._neighbours: tuple[list[NDArray[np.int64]], list[NDArray[np.int64]]] | None = None
 
     def _compile(self, dimension: Dimension, at: int) -> list[tuple[int, NDArray[np.bool_]]]:
         conditions = []
@@ -160,8 +159,18 @@ class SearchSpace:
 
     def _draw(self, n: int, rng: np.random.Generator) -> Indices:
         """[n, d] admissible choices of all genes, not canonical: inactive genes have one too."""
-        columns = [np.flatnonzero(mask)[rng.integers(mask.sum(), size=n)] for mask in self.admissible]
-        return np.stack(columns, axis=1) if columns else np.zeros((n, 0), dtype=np.int64)
+        table, counts = self._offered
+        drawn = rng.integers(counts[:, None], size=(len(self), n))
+        return table[np.arange(len(self))[:, None], drawn].T.copy()
+
+    @cached_property
+    def _offered(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Admissible choices of each dimension, [d, most] with zeros behind them, and how many they are, [d]."""
+        counts = np.array([mask.sum() for mask in self.admissible], dtype=np.int64)
+        table = np.zeros((len(self), max(counts, default=0)), dtype=np.int64)
+        for row, mask, count in zip(table, self.admissible, counts, strict=True):
+            row[:count] = np.flatnonzero(mask)
+        return table, counts
 
     def sample(self, rng: np.random.Generator) -> SubnetConfig:
         """One subnet, every admissible choice of every gene equally likely."""
@@ -172,15 +181,14 @@ class SearchSpace:
         keep = self.active(indices) & (rng.random(indices.shape) >= rate)
         return self.canonical(np.where(keep, indices, self._draw(len(indices), rng)))
 
+    @cached_property
     def neighbours(self) -> tuple[list[NDArray[np.int64]], list[NDArray[np.int64]]]:
         """For each dimension the next smaller and the next larger admissible choice (itself where there is none).
 
         Bits of a QuantConfig move within one (granularity, symmetry) while the next bits have it, else to any form.
         """
-        if self._neighbours is None:
-            down, up = ([self._ladder(i, sign) for i in range(len(self))] for sign in (-1, 1))
-            self._neighbours = down, up
-        return self._neighbours
+        down, up = ([self._ladder(i, sign) for i in range(len(self))] for sign in (-1, 1))
+        return down, up
 
     def _ladder(self, i: int, direction: int) -> NDArray[np.int64]:
         choices, mask = self.dimensions[i].choices, self.admissible[i]
@@ -199,10 +207,8 @@ class SearchSpace:
 
         Genes that this activates take the value they are tied to, else their first admissible choice.
         """
-        if self._first is None:
-            self._first = np.array([int(np.argmax(mask)) for mask in self.admissible], dtype=np.int64)
         active, rows = self.active(indices), np.arange(len(indices))
-        changed = np.where(active, indices, self._first)
+        changed = np.where(active, indices, self._offered[0][:, 0])
         changed[rows, gene] = value
         for group in self.ties:
             members = np.array(group)
@@ -357,14 +363,7 @@ class SearchSpace:
         """Dimensions, fingerprint and view as JSON holds them (space.json)."""
         return {
             "fingerprint": self.fingerprint,
-            "dimensions": [
-                {
-                    "name": d.name,
-                    "choices": [plain(c) for c in d.choices],
-                    "active_if": [[n, [plain(c) for c in a]] for n, a in d.active_if],
-                }
-                for d in self.dimensions
-            ],
+            "dimensions": [dict(zip(("name", "choices", "active_if"), d, strict=True)) for d in self._plain()],
             "admissible": [mask.tolist() for mask in self.admissible],
             "ties": [list(group) for group in self.ties],
         }
@@ -372,11 +371,14 @@ class SearchSpace:
     @property
     def fingerprint(self) -> str:
         """Sixteen hexadecimal digits; equal for spaces with the same dimensions, whatever the view."""
-        whole = [
+        return hashlib.sha256(json.dumps(self._plain(), sort_keys=True).encode()).hexdigest()[:16]
+
+    def _plain(self) -> list[list[Any]]:
+        """Name, choices and conditions of each dimension."""
+        return [
             [d.name, [plain(c) for c in d.choices], [[n, [plain(c) for c in a]] for n, a in d.active_if]]
             for d in self.dimensions
         ]
-        return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _same_form(a: Choice, b: Choice) -> bool:

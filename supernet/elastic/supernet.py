@@ -186,6 +186,9 @@ class SuperNet(nn.Module):
         choices = np.zeros(len(self.quantizers), dtype=np.int64)
         choices[self._elastic] = row[self._at]
         self.bank.bind(choices)
+        self._set_depths(row)
+
+    def _set_depths(self, row: Indices) -> None:
         for path, stage in self.stages.items():
             at = self.space.position.get(f"{path}.depth")
             if at is not None:
@@ -206,12 +209,13 @@ class SuperNet(nn.Module):
 
         Backward may be called inside or after the context.
         """
-        before = self.active
+        before = np.asarray(self.active), self.bank.bound
         self._bind(self.row(config))
         try:
             yield self
         finally:
-            self._bind(np.asarray(before))
+            self.bank.rebind(before[1])
+            self._set_depths(before[0])
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits of the active subnet, by the compiled network where `compile` has provided one for this pass."""

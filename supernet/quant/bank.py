@@ -8,16 +8,29 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from supernet.quant.quantizer import FIELDS, Quantizer
 from supernet.quant.ste import ASYMMETRIC, HIGH, LOW, Select
+
+
+class Bound(NamedTuple):
+    """A choice for each quantizer and what follows from it: rows of fields, entries in use, what Select wants to know.
+
+    `rows` of one table belong to the network as it was when the table was made.
+    """
+
+    choices: NDArray[np.int64]
+    rows: list[Tensor]
+    table: list[tuple[Tensor, ...]]
+    entry: Int[Tensor, " S"]
+    limits: Float[Tensor, "4 S"]
 
 
 class Bank(nn.Module):
@@ -29,6 +42,7 @@ class Bank(nn.Module):
     Attributes:
         scale: [T] learned steps of all choices of all quantizers, positive.
         zero_point: [T] learned zero-points before rounding.
+        bound: what `bind` has bound last.
         spans: where the entries of each quantizer lie, by name.
     """
 
@@ -44,9 +58,8 @@ class Bank(nn.Module):
         self._widths = [q.channels for q in held]
         self._slots = np.repeat(np.arange(len(held)), self._widths)
         self._channels = np.concatenate([np.arange(width) for width in self._widths])
-        self._choices = np.zeros(len(held), dtype=np.int64)
         self._places: list[tuple[dict[str, Any], dict[str, Tensor | None]]] = []
-        self.bind(self._choices)
+        self.bind(np.zeros(len(held), dtype=np.int64))
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and files hold no references to the quantizers' insides, which would be those of another network."""
@@ -92,30 +105,40 @@ class Bank(nn.Module):
             if not self._settled():
                 self._lend()
                 self._tabulate()
-            self._choices = choices
-            self._bound = [rows[choice] for rows, choice in zip(self._rows, choices.tolist(), strict=True)]
-            self._gather(choices)
-        for (_, buffers), row in zip(self._places, self._bound, strict=True):
+            rows = [rows[choice] for rows, choice in zip(self._rows, choices.tolist(), strict=True)]
+            self._put(Bound(choices, rows, self._rows, *self._gather(choices)))
+
+    def rebind(self, bound: Bound) -> None:
+        """Bind again what `bound` was before; half the time of `bind`, unless the network has changed since."""
+        if self._settled() and bound.table is self._rows:
+            self._put(bound)
+        else:
+            self.bind(bound.choices)
+
+    def _put(self, bound: Bound) -> None:
+        self.bound = bound
+        for (_, buffers), row in zip(self._places, bound.rows, strict=True):
             buffers["row"] = row
 
-    def _gather(self, choices: NDArray[np.int64]) -> None:
+    def _gather(self, choices: NDArray[np.int64]) -> tuple[Int[Tensor, " S"], Float[Tensor, "4 S"]]:
         """Which entries are in use, and what Select wants to know of each."""
         order, device = np.arange(len(choices)), self.scale.device
         starts, wide, share = (table[order, choices][self._slots] for table in (self._starts, self._wide, self._share))
         fields = self._fields[order, choices][self._slots]
         low, high, shifted = (fields[:, at].astype(np.float32) for at in (LOW, HIGH, ASYMMETRIC))
         factor = 1 / np.sqrt(high * share, dtype=np.float32)
-        self._entry: Int[Tensor, " S"] = torch.from_numpy(starts + wide * self._channels).to(device)
-        self._limits = torch.from_numpy(np.stack([factor, shifted, low, high])).to(device)
+        entry = torch.from_numpy(starts + wide * self._channels).to(device)
+        return entry, torch.from_numpy(np.stack([factor, shifted, low, high])).to(device)
 
     @contextmanager
     def selected(self) -> Iterator[None]:
         """Inside, every quantizer has scale and zero-point of its bound choice at hand, from one gather."""
         if not self._settled():
-            self.bind(self._choices)
-        scale, zero = Select.apply(self.scale, self.zero_point, self._entry, *self._limits.unbind())
+            self.bind(self.bound.choices)
+        bound = self.bound
+        scale, zero = Select.apply(self.scale, self.zero_point, bound.entry, *bound.limits.unbind())
         pairs = zip(scale.split(self._widths), zero.split(self._widths), strict=True)
-        for (attributes, buffers), row, pair in zip(self._places, self._bound, pairs, strict=True):
+        for (attributes, buffers), row, pair in zip(self._places, bound.rows, pairs, strict=True):
             attributes["given"] = pair if buffers["row"] is row else None  # one that is bound by hand selects by itself
         try:
             yield

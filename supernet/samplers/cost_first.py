@@ -234,6 +234,7 @@ class Tilt:
         for b, mass in enumerate(self.mass):
             good = np.flatnonzero(mass)
             self.up[b, good[:-1]] = good[1:]
+        self.ends = np.array([space.smallest().row, space.largest().row], dtype=np.int64)
         self.elastic = any(not d.quantizes and space.admissible[i].sum() > 1 for i, d in enumerate(space.dimensions))
 
     def costs(self, indices: Indices) -> Table:
@@ -262,9 +263,8 @@ class Tilt:
         """[n, d] rows with drawn architectures in which the targets can be met; the nearest where no try can."""
         n = len(targets)
         if not self.elastic:
-            return np.tile(np.array(self.space.largest().row, dtype=np.int64), (n, 1))
-        ends = np.array([self.space.smallest().row, self.space.largest().row], dtype=np.int64)
-        rows = np.concatenate([self.space.sample_indices(n * tries, rng), np.repeat(ends, n, axis=0)])
+            return np.tile(self.ends[1], (n, 1))
+        rows = np.concatenate([self.space.sample_indices(n * tries, rng), np.repeat(self.ends, n, axis=0)])
         costs = self.costs(rows)
         low = np.where(self.mass > 0, costs, np.inf).min(2).sum(1)
         high = np.where(self.mass > 0, costs, -np.inf).max(2).sum(1)

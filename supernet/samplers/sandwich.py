@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import glob
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from supernet.config import Choice
 from supernet.cost import Costs
 from supernet.interfaces import Sampler
 from supernet.space import Indices, SearchSpace, magnitude
@@ -45,24 +47,19 @@ class Sandwich:
         self.inner = inner(space=space, costs=costs) if inner else None
         self.feedback = self.inner.feedback if self.inner else "none"
         self.every = self.inner.every if self.inner else 1
-        self._highest = [_extreme(space, i, 1) for i in range(len(space))]
-        self._lowest = [
-            _extreme(space, i, -1) if d.quantizes or smallest_architecture else np.flatnonzero(space.admissible[i])
-            for i, d in enumerate(space.dimensions)
-        ]
+        kept = range(len(space))
+        self._highest = _extreme(space, 1, kept)
+        self._lowest = _extreme(space, -1, [i for i in kept if smallest_architecture or space.dimensions[i].quantizes])
 
     def ask(self, n: int, rng: np.random.Generator) -> Indices:
         """[n, d] rows in order of teaching: highest first, lowest last."""
         if n == 1:
             return self._middle(1, rng)
-        return np.concatenate([self._draw(self._highest, rng), self._middle(n - 2, rng), self._draw(self._lowest, rng)])
+        first = self._highest.sample_indices(1, rng)
+        return np.concatenate([first, self._middle(n - 2, rng), self._lowest.sample_indices(1, rng)])
 
     def _middle(self, n: int, rng: np.random.Generator) -> Indices:
         return self.inner.ask(n, rng) if self.inner else self.space.sample_indices(n, rng)
-
-    def _draw(self, pools: list[NDArray[np.int64]], rng: np.random.Generator) -> Indices:
-        row = [pool[rng.integers(len(pool))] for pool in pools]
-        return self.space.canonical(np.array([row], dtype=np.int64))
 
     def tell(self, indices: Indices, scores: NDArray[np.float64], step: int, total_steps: int) -> None:
         """Hand the losses to the inner sampler."""
@@ -79,9 +76,11 @@ class Sandwich:
             self.inner.load_state_dict(state)
 
 
-def _extreme(space: SearchSpace, i: int, sign: int) -> NDArray[np.int64]:
-    """Admissible choices of dimension i with the most (sign 1) or fewest (sign -1) bits, in whatever form."""
-    choices = space.dimensions[i].choices
-    allowed = np.flatnonzero(space.admissible[i])
-    sizes = np.array([sign * magnitude(choices[k]) for k in allowed])
-    return allowed[sizes == sizes.max()]
+def _extreme(space: SearchSpace, sign: int, at: Iterable[int]) -> SearchSpace:
+    """A view in which the dimensions `at` have only the choices of most (sign 1) or fewest (-1) bits, of any form."""
+    allowed: dict[str, tuple[Choice, ...]] = {}
+    for i in at:
+        choices = [c for c, good in zip(space.dimensions[i].choices, space.admissible[i], strict=True) if good]
+        end = max(sign * magnitude(c) for c in choices)
+        allowed[glob.escape(space.dimensions[i].name)] = tuple(c for c in choices if sign * magnitude(c) == end)
+    return space.restrict(allowed)

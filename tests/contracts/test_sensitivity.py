@@ -95,7 +95,7 @@ def test_a_sum_of_finite_numbers_that_are_never_negative(measured):
 def test_more_bits_of_one_form_are_never_worse(measured):
     net, _, factors = measured
     rows = net.space.sample_indices(300, np.random.default_rng(0))
-    _, up = net.space.neighbours()
+    _, up = net.space.neighbours
     gene = np.random.default_rng(1).integers(len(net.space), size=len(rows))
     raised = net.space.spread(rows, gene, np.array([up[g][row[g]] for g, row in zip(gene, rows, strict=True)]))
     quantizes = np.array([d.quantizes for d in net.space.dimensions])[gene]

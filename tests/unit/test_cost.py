@@ -92,7 +92,7 @@ class TestFactors:
 
     @pytest.mark.parametrize("kind", ["bitops", "bitops_first_last_8", "bitops_inner", "bytes"])
     def test_cost_rises_with_bits(self, kind: str, rng: np.random.Generator) -> None:
-        _, up = SPACE.neighbours()
+        _, up = SPACE.neighbours
         value = COSTS.kinds[kind].value
         for row in SPACE.sample_indices(40, rng):
             for gene in np.flatnonzero(SPACE.active(row[None])[0]):

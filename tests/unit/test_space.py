@@ -160,7 +160,7 @@ class TestViews:
 
     def test_a_step_up_or_down_stays_in_the_view(self, space: SearchSpace, rng: np.random.Generator) -> None:
         rows = space.sample_indices(400, rng)
-        for table in space.neighbours():
+        for table in space.neighbours:
             gene = np.argmax(rng.random(rows.shape) * space.active(rows), axis=1)
             value = np.array([table[g][r[g]] for r, g in zip(rows, gene, strict=True)])
             moved = space.spread(rows, gene, value)
@@ -267,17 +267,17 @@ class TestLandmarks:
             small().uniform("w3a4")
 
     def test_neighbours_are_the_next_bits_of_the_same_form(self) -> None:
-        down, up = small().neighbours()
+        down, up = small().neighbours
         at = small().position["a.weight"]
         assert [CHOICES[i] for i in up[at]] == [C4, C8, C8, C8]
         assert [CHOICES[i] for i in down[at]] == [C2, C2, C2, C4]
-        view_down, _ = small().pin({"a.weight": C4A}).neighbours()
+        view_down, _ = small().pin({"a.weight": C4A}).neighbours
         assert CHOICES[view_down[at][3]] == C4A
 
     @pytest.mark.parametrize("direction", [0, 1])
     def test_neighbours_by_definition(self, direction: int, space: SearchSpace) -> None:
         sign = (-1, 1)[direction]
-        for d, mask, table in zip(space.dimensions, space.admissible, space.neighbours()[direction], strict=True):
+        for d, mask, table in zip(space.dimensions, space.admissible, space.neighbours[direction], strict=True):
             sizes = np.array([magnitude(c) for c in d.choices])
             for j, here in enumerate(sizes):
                 beyond = sizes[mask & (sign * (sizes - here) > 0)]

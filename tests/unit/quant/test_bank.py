@@ -199,7 +199,7 @@ class TestBind:
         kept: list[tuple[list[Tensor], list[Tensor]]] = []
         for _ in range(20):
             bank.bind(random_choices(bank.quantizers, rng))
-            now = [*(q.row for q in bank.quantizers.values()), bank._entry, bank._limits]
+            now = [*(q.row for q in bank.quantizers.values()), bank.bound.entry, bank.bound.limits]
             kept.append((now, [t.clone() for t in now]))
         assert all(torch.equal(t, copied) for now, copies in kept for t, copied in zip(now, copies, strict=True))
         assert len({t.data_ptr() for now, _ in kept for t in now[-2:]}) == 40
@@ -214,6 +214,22 @@ class TestBind:
             scale.backward()
         assert bank.quantizers["image"].row.tolist() == [5, 0, 15, 1, 0] and zero.item() == 0
         assert bank.scale.grad[bank.spans["image"]][5].item() == pytest.approx(15**-0.5)
+
+    def test_what_was_bound_before_is_bound_again_as_it_was(self, bank: Bank, rng: np.random.Generator) -> None:
+        bank.bind(random_choices(bank.quantizers, rng))
+        before, rows = bank.bound, [q.row for q in bank.quantizers.values()]
+        bank.bind(random_choices(bank.quantizers, rng))
+        bank.rebind(before)
+        assert bank.bound is before
+        assert all(q.row is row for q, row in zip(bank.quantizers.values(), rows, strict=True))
+
+    def test_binding_again_takes_fields_that_have_changed_since(self, bank: Bank) -> None:
+        choices = np.array([0, INPUTS.index(QuantConfig(Integer(4), PerTensor(), False)), 0, 0, 0, 0])
+        bank.bind(choices)
+        before = bank.bound
+        bank.quantizers["image"].start(torch.rand(100) + 1)
+        bank.rebind(before)
+        assert bank.quantizers["image"].row.tolist() == [5, 0, 15, 1, 0]
 
 
 class Net(nn.Module):
