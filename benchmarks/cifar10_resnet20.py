@@ -85,8 +85,15 @@ def judged(run: Path) -> dict[str, Any]:
 
 
 def best_measured(run: Path, net: Any, limit: float) -> dict[str, Any]:
-    """The pair of highest score within a limit of BitOps, as front.json describes a control."""
-    inside = [r for r in read_jsonl(run / "pairs.jsonl") if r["costs"]["bitops"] <= limit * (1 + 1e-12)]
+    """The measured subnet of highest score within a limit of BitOps, as front.json describes a control.
+
+    Of those that were measured again on all images, where there are any: the best of hundreds of scores on few images
+    owes some of it to luck.
+    """
+    again = read_jsonl(run / "best.jsonl") if (run / "best.jsonl").exists() else []
+    within = limit * (1 + 1e-12)
+    records = again if any(r["costs"]["bitops"] <= within for r in again) else read_jsonl(run / "pairs.jsonl")
+    inside = [r for r in records if r["costs"]["bitops"] <= within]
     best = max(inside, key=lambda r: (r["score"], r["id"]))
     row = {"id": best["id"], "indices": best["row"], "costs": net.costs.of(best["row"])}
     return row | {"measured": best["score"]}

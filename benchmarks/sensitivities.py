@@ -6,7 +6,7 @@ RUN is a run directory with pairs.jsonl (`elastibit predict run=RUN`). Every sen
 on the recalibration images, without labels, as the doors do it; minus its sum over a subnet is what it predicts.
 
 Printed, and written to benchmarks/results/sensitivities.json: Spearman's rho with a bootstrap 95 % interval and
-Kendall's tau over all pairs; tau at equal cost (`predictors.accuracy.kendall_at_equal_cost`, of every two subnets whose
+Kendall's tau over all pairs; tau at equal cost (`predictors.judging.kendall_at_equal_cost`, of every two subnets whose
 costs differ by at most the window); rho and tau of the subnets within the window around some budgets; seconds. Beside
 them what needs no sensitivity (mean bits, the cost itself) and the tau that the measurements allow.
 """
