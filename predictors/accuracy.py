@@ -1,4 +1,4 @@
-"""What a subnet will be worth, learned from measured ones: a falling curve of its error, and a correction."""
+"""What a subnet will be worth, learned from measured ones: a falling curve of its error, a correction, and effects."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from predictors.effects import blend, effects
 from predictors.encoding import described
 from predictors.judging import Measured
 from predictors.members import Members, descend, layers, standard, through
@@ -23,7 +24,7 @@ LAYERS = 3
 
 
 class Ensemble(Members):
-    """Members that each see another part of the pairs: score = falling curve of a weighed error + correction.
+    """Members that each see another part of the pairs: a falling curve of a weighed error + a correction, and effects.
 
     The error of a subnet is sum_t w_t T_t over the terms of the additive sensitivity, or of the variance of rounding
     where there is none. The sensitivity was measured on one layer at a time before any training; what its terms are
@@ -33,8 +34,14 @@ class Ensemble(Members):
 
     What is left is the part of two hidden layers over `SearchSpace.features` (Adam 1e-3 as in OFA, Cai et al., ICLR
     2020). Their output starts at 0 and every member keeps the weights that were best on what it had not seen, so a
-    correction that does not generalise is none. Costs are no inputs: at equal cost they say nothing, and the fit over
-    all costs gave them signs that ranked subnets of one cost wrongly.
+    correction that does not generalise is none.
+
+    Beside that stands a regression with a free effect for every choice of every gene (`predictors.effects`). It knows
+    nothing of sensitivities or bits, so it needs many pairs, and errs where the other does not. The score is a blend of
+    both, in the proportion that fits best what the members have not seen.
+
+    Costs are no inputs: at equal cost they say nothing, and the fit over all costs gave them signs that ranked subnets
+    of one cost wrongly.
 
     Args:
         space: what is predicted.
@@ -47,6 +54,7 @@ class Ensemble(Members):
         unseen: share of the pairs that each member does not see, in (0, 1).
         learning_rate, weight_decay: of the correction.
         pull: how strongly log weights are pulled to 0, in units of squared standardised error over one pair.
+        ridge: how strongly effects are pulled to 0, in the same units.
 
     Raises:
         ValueError: an option out of range.
@@ -65,12 +73,16 @@ class Ensemble(Members):
         learning_rate: float = 1e-3,
         weight_decay: float = 1e-2,
         pull: float = 0.1,
+        ridge: float = 10.0,
     ) -> None:
         del costs
-        if min(hidden, steps) < 1 or not pull >= 0:
-            raise ValueError(f"hidden and steps are at least 1 and pull at least 0; got {hidden}, {steps} and {pull}")
+        if min(hidden, steps) < 1 or not pull >= 0 or not ridge > 0:
+            raise ValueError(
+                "hidden and steps are at least 1, pull at least 0 and ridge above 0; "
+                f"got {hidden}, {steps}, {pull} and {ridge}"
+            )
         own = {"hidden": hidden, "steps": steps, "learning_rate": learning_rate, "weight_decay": weight_decay}
-        super().__init__(space, sensitivity, rng, members, unseen, own | {"pull": pull})
+        super().__init__(space, sensitivity, rng, members, unseen, own | {"pull": pull, "ridge": ridge})
         self.inputs = described(space)
         self.terms = Terms(space, sensitivity, self.inputs)
         self.encoding = self.inputs.digest
@@ -93,10 +105,13 @@ class Ensemble(Members):
             fused=True,
         )
 
-        def output() -> Tensor:
-            return base + through(weights, torch.baddbmm(weights["b1"], wide, weights["w1"]), LAYERS)
+        def output(w: Mapping[str, Tensor] = weights) -> Tensor:
+            return base + through(w, torch.baddbmm(w["b1"], wide, w["w1"]), LAYERS)
 
-        return known | descend(weights, output, y, unseen, optimizer, self.options["steps"])
+        known |= (best := descend(weights, output, y, unseen, optimizer, self.options["steps"]))
+        known |= (free := effects(genes, y, unseen, self.terms.single, self.options["ridge"]))
+        summed = sums(genes, self.terms.single)(free["effects"]).T + free["level"][:, None]
+        return known | {"blend": blend(output(best), summed, y, unseen)}
 
     def _curve(self, codes: Tensor, y: Float[Tensor, " n"], unseen: Tensor) -> dict[str, Tensor]:
         """`entries` [rows, members], the weighed tables, and `curve` [members, 4]."""
@@ -135,18 +150,20 @@ class Ensemble(Members):
         for k in range(0, len(rows), CHUNK):
             part = genes[k : k + CHUNK]
             summed = torch.nn.functional.embedding_bag(part, table, mode="sum")
-            error, first = summed[:, :members], summed[:, members:].view(len(part), members, -1).transpose(0, 1)
+            error, free = summed[:, :members], summed[:, members : 2 * members].T + known["level"][:, None]
+            first = summed[:, 2 * members :].view(len(part), members, -1).transpose(0, 1)
             if joint is not None:
                 error = error + torch.nn.functional.embedding_bag(joint[k : k + CHUNK], known["entries"], mode="sum")
-            found.append(falling(logarithm(error), known["curve"]) + through(known, first, LAYERS))
+            curve = falling(logarithm(error), known["curve"]) + through(known, first, LAYERS)
+            found.append(torch.lerp(curve, free, known["blend"]))
         return torch.cat(found, dim=1)
 
     def _table(self) -> Tensor:
-        """What one look-up of a gene brings: its term for every member, and what it adds to their first layers."""
+        """What one look-up of a gene brings: its term and effect for every member, and what their first layers get."""
         known = self.tensors
         if self._made is None or self._made[0] is not known["w1"]:
             first = self.inputs.fold(known["w1"], known["b1"], known["x_mean"], known["x_std"])
-            self._made = known["w1"], torch.cat([known["entries"][: self.terms.single], first], dim=1)
+            self._made = known["w1"], torch.cat([known["entries"][: self.terms.single], known["effects"], first], dim=1)
         return self._made[1]
 
 

@@ -19,8 +19,9 @@ from supernet.cost import Factors
 from supernet.space import Indices
 
 Table = NDArray[np.float64]
-ROOM = 0.1
-"""Share of the budget that is left free at the row whose single changes are asked for, so that dearer ones fit."""
+ROOMS = (0.6, 0.1)
+"""Share of the budget that is left free at the row whose single changes are asked for, so that dearer ones fit: a
+wide look, which sees nearly every change, and a near one, where sums of changes hold better, in turn."""
 KICK = 3.0
 """Expected genes drawn anew where a climb has come to its end."""
 PRICES = (0.5, 2.0)
@@ -47,7 +48,7 @@ class Climb:
         none = np.zeros((0, len(limits.space)), dtype=np.int64)
         self.base, self.anchor, self.queue = none, none, none
         self.best: tuple[Indices, float] = (none, np.inf)
-        self.stage = "idle"
+        self.stage, self.room = "idle", ROOMS[0]
         self.told: dict[bytes, float] = {}
         self.pending: set[bytes] = set()
 
@@ -90,7 +91,8 @@ class Climb:
         """A round around `base` [1, d]."""
         bounds = self.limits.bounds[self.b : self.b + 1]
         self.base, self.told = base, {}
-        self.anchor = self.limits.fitted(base, bounds * (1 - ROOM), rng, filling=0.0)
+        self.anchor = self.limits.fitted(base, bounds * (1 - self.room), rng, filling=0.0)
+        self.room = ROOMS[1 - ROOMS.index(self.room)]
         if not self.limits.inside(self.anchor)[0, self.b]:  # a cost that does not fall with bits, such as latency
             self.anchor = base
         genes, values = single_changes(self.limits.space, self.anchor[0])
@@ -140,9 +142,10 @@ class Climb:
     def state_dict(self) -> dict[str, Any]:
         """Everything, as plain Python."""
         rows = {name: getattr(self, name).tolist() for name in ("base", "anchor", "queue")}
-        best = {"best": [self.best[0].tolist(), self.best[1] if len(self.best[0]) else None], "stage": self.stage}
+        best = {"best": [self.best[0].tolist(), self.best[1] if len(self.best[0]) else None]}
         told = {"told": {key.hex(): score for key, score in self.told.items()}}
-        return rows | best | told | {"pending": sorted(key.hex() for key in self.pending)}
+        stage = {"stage": self.stage, "room": self.room}
+        return rows | best | stage | told | {"pending": sorted(key.hex() for key in self.pending)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state_dict` was taken."""
@@ -153,5 +156,6 @@ class Climb:
         self.base, self.anchor, self.queue = (shaped(state[name]) for name in ("base", "anchor", "queue"))
         row, score = state["best"]
         self.best, self.stage = (shaped(row), np.inf if score is None else score), state["stage"]
+        self.room = state["room"]
         self.told = {bytes.fromhex(key): score for key, score in state["told"].items()}
         self.pending = {bytes.fromhex(key) for key in state["pending"]}

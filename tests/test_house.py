@@ -77,7 +77,7 @@ supernet.export.legality
 supernet.export.tables
 predictors.measuring predictors.encoding predictors.judging
 predictors.crew
-predictors.pairs predictors.noise predictors.members
+predictors.pairs predictors.noise predictors.members predictors.effects
 predictors.sensitivity
 predictors.layer_outputs predictors.layer_inputs
 predictors.single_changes
