@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from supernet.desk import BAD_INPUT, close_match, desk, say
@@ -58,6 +59,11 @@ def __getattr__(name: str) -> Any:
     if name not in _NAMES:
         raise AttributeError(f"elastibit has no name {name!r}{close_match(name, _NAMES)}")
     module, attribute = _NAMES[name].split(":")
+    top = importlib.import_module(module.partition(".")[0])
+    if Path(top.__path__[0] if hasattr(top, "__path__") else str(top.__file__)).parent != Path(__file__).parent:
+        raise ImportError(
+            f"{top.__file__} hides elastibit's package {top.__name__!r}; rename it, or start from another folder"
+        )
     value = globals()[name] = getattr(importlib.import_module(module), attribute)
     return value
 

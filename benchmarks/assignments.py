@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.timing.peers import python_of, variables
 from benchmarks.timing.protocol import WorkerError
 from supernet.artefacts import provenance, read_json, write_json, write_text
+from supernet.desk import own_packages
 
 if TYPE_CHECKING:
     from benchmarks.assigning.judge import Judge
@@ -318,6 +319,7 @@ def counted(verdicts: Sequence[str]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Let the tools assign if asked to, judge, print the table and write JSON; the exit code: 1 where ours lost."""
+    own_packages()  # benchmarks/search.py is not the package
     import elastibit as eb
     from supernet.run import digest
 

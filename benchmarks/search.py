@@ -124,10 +124,11 @@ def show(part: str, found: dict[str, Any]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the parts, print them, keep them."""
-    sys.path[:0] = [] if __package__ else [str(Path(__file__).resolve().parents[1])]
     from supernet.artefacts import provenance, read_json, write_json
+    from supernet.desk import own_packages
 
     options = parsed(arguments)
+    own_packages()  # this file is not the package of its name
     parts: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
         "additive": additive,
         "entangled": entangled,

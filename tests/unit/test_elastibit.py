@@ -34,6 +34,22 @@ class TestPythonNames:
         with pytest.raises(AttributeError, match=r"no name 'Supernet' \(did you mean SuperNet\?\)"):
             elastibit.Supernet  # noqa: B018
 
+    def test_a_file_that_hides_a_package_is_named(self, tmp_path: Path) -> None:
+        (tmp_path / "search.py").write_text("")
+        (tmp_path / "mine.py").write_text("import elastibit as eb\neb.SuperNet\neb.search\n")
+        done = subprocess.run([sys.executable, str(tmp_path / "mine.py")], capture_output=True, text=True, check=False)
+        last = done.stderr.splitlines()[-1]
+        assert last == (
+            f"ImportError: {tmp_path / 'search.py'} hides elastibit's package 'search'; "
+            "rename it, or start from another folder"
+        )
+
+    def test_a_benchmark_of_that_name_finds_the_package(self, tmp_path: Path) -> None:
+        root, out = Path(elastibit.__file__).parent, tmp_path / "search.json"
+        words = ["benchmarks/search.py", "--only", "speed", "--json", str(out)]
+        subprocess.run([sys.executable, *words], check=True, cwd=root, capture_output=True)
+        assert out.is_file()
+
     def test_import_is_light(self) -> None:
         script = """
             import sys, time
