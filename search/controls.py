@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 
 from search.allocation import Program
 from search.problem import Problem
+from supernet.config import Granularity, QuantConfig
 from supernet.cost import Factors, fill, repair
 from supernet.samplers.cost_first import drawing
 from supernet.space import Indices, SearchSpace, magnitude
@@ -43,13 +46,22 @@ def controls(problem: Problem, sensitivity: Factors | None, rng: np.random.Gener
 
 
 def uniform_rows(space: SearchSpace) -> Indices:
-    """[n, d] the largest architecture at uniform bits wXaY, for all X and Y that some dimension offers."""
-    offered = [
-        sorted({magnitude(c) for d in space.dimensions if d.quantizes and d.name.endswith(kind) for c in d.choices})
-        for kind in ("weight", "input")
+    """[n, d] the largest architecture at uniform bits wXaY, for all X and Y that some dimension offers, in each form
+    (granularity, symmetry) of weights and of inputs that some dimension offers."""
+    weights, inputs = (_offered(space, kind) for kind in ("weight", "input"))
+    rows = [
+        space.uniform(f"w{w}a{a}", weight_form, input_form).row
+        for w, a in itertools.product(weights[0], inputs[0])
+        for weight_form, input_form in itertools.product(weights[1], inputs[1])
     ]
-    rows = [space.uniform(f"w{w}a{a}").row for w in offered[0] for a in offered[1]]
     return np.unique(np.array(rows, dtype=np.int64), axis=0)
+
+
+def _offered(space: SearchSpace, kind: str) -> tuple[list[int], list[tuple[Granularity, bool]]]:
+    """Bits and forms that the dimensions of one kind have."""
+    choices = {c for d in space.dimensions if d.quantizes and d.name.endswith(kind) for c in d.choices}
+    forms = {c.form for c in choices if isinstance(c, QuantConfig)}
+    return sorted({magnitude(c) for c in choices}), sorted(forms, key=str)
 
 
 def random_rows(problem: Problem, b: int, n: int, rng: np.random.Generator) -> Indices:

@@ -159,7 +159,13 @@ def test_uniform_controls_are_the_best_that_fit(short, sensitivity, rng):
         progress=False,
     )
     rows = uniform_rows(space)
-    assert len(rows) == 49
+    forms = {
+        kind: {c.form for d in space.dimensions if d.name.endswith(kind) for c in d.choices}
+        for kind in ("weight", "input")
+    }
+    assert len(rows) == 49 * len(forms["weight"]) * len(forms["input"])
+    for config in map(space.config, rows):
+        assert all(len({c.form for name, c in config.items() if name.endswith(kind)}) == 1 for kind in forms)
     fits = costs.kinds["bitops"].value(rows) <= costs.limit("bitops", "w4a4")
     best = rows[fits][np.argmin(objective.value(rows[fits]))]
     assert found[0].controls["uniform"].config.row == tuple(best)
