@@ -26,8 +26,8 @@ class NSGA2:
     """Asks for rows that keep some budget, and is told their objectives: minus the score, then each limited cost.
 
     Every child is given one of the budgets in turn, has parents next to it, and is taken down or up in small steps
-    until it is just
-    within: the search works where the answers are. The best row within each budget survives in any case.
+    until it is just within: the search works where the answers are. The best row within each budget survives in any
+    case.
 
     Args:
         space: what to choose from; a view is honoured.
