@@ -100,6 +100,7 @@ def predicted(result: Mapping[str, Any]) -> Iterator[Line]:
 def compared(result: Mapping[str, Any]) -> Iterator[Line]:
     """Goals of assignments.py."""
     names = {"at_limit": "the same limit", "at_cost": "the tool's own BitOps"}
+    ranked = "the sensitivity" if result["search"]["ranked_by"] == "Additive" else "the predictor of the pairs"
     for key, name in names.items():
         verdicts = [row[key]["verdict"] for row in result["rows"]]
         pooled = [row[key]["verdict"] for row in result["pooled"]]
@@ -107,7 +108,7 @@ def compared(result: Mapping[str, Any]) -> Iterator[Line]:
             f"{verdicts.count('win')} won, {verdicts.count('tie')} tied, {verdicts.count('loss')} lost "
             f"(seeds pooled: {pooled.count('win')}, {pooled.count('tie')}, {pooled.count('loss')})"
         )
-        what = f"against assignments of ModelOpt, MCT, AIMET at {name}, on test"
+        what = f"against assignments of ModelOpt, MCT, AIMET at {name}, on test, ranked by {ranked}"
         yield what, "none lost", figure, "loss" not in verdicts
 
 

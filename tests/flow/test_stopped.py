@@ -1,4 +1,4 @@
-"""A collection that is stopped from outside, whatever engine measures: what it knew is kept, and it goes on."""
+"""A collection or a search that is stopped from outside: what it knew is kept, and it goes on to the same result."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from supernet.artefacts import read_jsonl
+from supernet.artefacts import read_json, read_jsonl
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["n=80", "predictor.steps=50", "predictor.members=2", "threads=1"]
@@ -98,6 +98,35 @@ def test_a_stopped_collection_leaves_nobody_behind_and_goes_on_to_the_same_pairs
     assert answer.code == 0, answer.err
     assert records(pairs) == records(whole) and len(records(whole)) == 80
     assert records(pairs).items() >= known.items()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("when", ["evolving", "measuring"])
+def test_a_killed_search_goes_on_to_the_same_front(
+    when: str, run: Path, call: Callable[..., Any], tmp_path: Path
+) -> None:
+    whole = Path(shutil.copytree(run, tmp_path / "whole"))
+    words = ["budget.bitops=[w3a3,w4a4]", "generations=30", "candidates=5", "threads=1"]
+    assert call("search", f"run={whole}", *words).code == 0
+    state, measured = run / "search.state.json", run / "measured.jsonl"
+    command = [sys.executable, "-m", "search", f"run={run}", *words]
+    with (tmp_path / "stderr").open("wb") as file:
+        process = subprocess.Popen(command, cwd=ROOT, stderr=file)
+    lines = 1 + int(np.random.default_rng().integers(8))
+    reached = {
+        "evolving": state.exists,
+        "measuring": lambda: measured.exists() and measured.read_bytes().count(b"\n") >= lines,
+    }[when]
+    until(lambda: process.poll() is not None or reached(), when)
+    assert process.poll() is None, f"it ended by itself: {(tmp_path / 'stderr').read_text()}"
+    process.kill()
+    process.wait(PATIENCE)
+    assert not (run / "front.json").exists()
+    answer = call("search", f"run={run}", *words)
+    assert answer.code == 0, answer.err
+    assert read_json(run / "front.json")["subnets"] == read_json(whole / "front.json")["subnets"]
+    assert records(measured) == records(whole / "measured.jsonl")
 
 
 def test_the_ray_engine_without_ray_is_refused_before_any_work(
