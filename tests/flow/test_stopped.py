@@ -107,7 +107,7 @@ def test_a_killed_search_goes_on_to_the_same_front(
     when: str, run: Path, call: Callable[..., Any], tmp_path: Path
 ) -> None:
     whole = Path(shutil.copytree(run, tmp_path / "whole"))
-    words = ["budget.bitops=[w3a3,w4a4]", "generations=30", "candidates=5", "threads=1"]
+    words = ["budget.bitops=[w2a4,w4a4]", "generations=30", "candidates=5", "threads=1"]
     assert call("search", f"run={whole}", *words).code == 0
     state, measured = run / "search.state.json", run / "measured.jsonl"
     command = [sys.executable, "-m", "search", f"run={run}", *words]
