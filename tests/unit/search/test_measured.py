@@ -64,9 +64,10 @@ def measured_search(space, costs, objective, engine, seed=0, **more):
 def test_measured_accuracy_decides_where_there_is_a_task(short, sensitivity, rng):
     space, costs = short
     objective = sensitivity(space, costs.layers, rng)
-    engine = Engine(lambda config: 0.9 if config == space.uniform("w4a4") else 0.5)
+    uniform = measured_search(space, costs, objective, None, task=None)[0].controls["uniform"].config
+    engine = Engine(lambda config: 0.9 if config == uniform else 0.5)
     found = measured_search(space, costs, objective, engine)
-    assert found[0].config == space.uniform("w4a4") and found[0].measured == 0.9
+    assert found[0].config == uniform and found[0].measured == 0.9
     assert found[0].controls["uniform"].measured == 0.9 and found[0].controls["integer_program"].measured == 0.5
     assert found[0].verdict == "use the best uniform bits: the search found nothing better on select"
     assert len(engine.seen) == len(set(engine.seen)) <= 20
@@ -124,11 +125,9 @@ def test_without_measuring_the_best_predicted_wins(short, sensitivity, rng, tmp_
     """Also where some other subnet happens to be known; what is known of the winner is shown."""
     space, costs = short
     objective = sensitivity(space, costs.layers, rng)
-    list(
-        Measurer(net_of(space, costs), TASK, out=tmp_path / "pairs.jsonl", engine=Engine(lambda config: 0.7))(
-            [space.uniform("w4a4")]
-        )
-    )
+    uniform = measured_search(space, costs, objective, None, task=None)[0].controls["uniform"].config
+    known = Measurer(net_of(space, costs), TASK, out=tmp_path / "pairs.jsonl", engine=Engine(lambda config: 0.7))
+    list(known([uniform]))
     engine = Engine(lambda config: 0.5)
     found = measured_search(space, costs, objective, engine, reuse=[tmp_path / "pairs.jsonl"], **settings)
     assert not engine.seen and "random_search" not in found[0].controls
