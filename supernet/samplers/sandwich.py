@@ -47,9 +47,8 @@ class Sandwich:
         self.inner = inner(space=space, costs=costs) if inner else None
         self.feedback = self.inner.feedback if self.inner else "none"
         self.every = self.inner.every if self.inner else 1
-        kept = range(len(space))
-        self._highest = _extreme(space, 1, kept)
-        self._lowest = _extreme(space, -1, [i for i in kept if smallest_architecture or space.dimensions[i].quantizes])
+        lowest = [i for i, d in enumerate(space.dimensions) if d.quantizes or smallest_architecture]
+        self._highest, self._lowest = _extreme(space, 1, range(len(space))), _extreme(space, -1, lowest)
 
     def ask(self, n: int, rng: np.random.Generator) -> Indices:
         """[n, d] rows in order of teaching: highest first, lowest last."""
