@@ -21,10 +21,13 @@ from supernet.elastic.wrap import trace
 from supernet.quant.quantizer import Quantizer
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-# What a kernel computes from one tensor is computed again rather than stored: inductor's defaults store masks and
-# ratios of the quantizer's backward, and storing one mask costs more than the rest of the kernel (measured on CPU, the
-# backward of a ResNet-20 block at 128x16x32x32: 25 ms against 7 ms). The last figure is where sums of many reads end.
-INDUCTOR = {"realize_reads_threshold": 64, "realize_opcount_threshold": 512, "realize_acc_reads_threshold": 24}
+# What a kernel computes from one tensor is computed again rather than stored, up to a point. Inductor's defaults
+# (4, 30, 8) store masks and ratios of the quantizer's backward; without limits, the ends of residual blocks compute the
+# whole chain from convolution to site three times, and wait for the processor, no longer for the memory. Measured on
+# CPU, all kernels of a stem and three blocks of ResNet-20 at 128x16x32x32: defaults 57.6 ms, (64, 512, 24) 52.3,
+# (8, 512, 24) 46.7, (6, 200, 24) 37.1, (6, 100, 24) 39.0, (5, 100, 24) 53.3. The last figure is where sums of many
+# reads end.
+INDUCTOR = {"realize_reads_threshold": 6, "realize_opcount_threshold": 100, "realize_acc_reads_threshold": 24}
 VARIANTS = 64
 
 

@@ -53,24 +53,32 @@ class LazyAdam(torch.optim.Optimizer):
         for p in live:
             if not self.state[p]:
                 self.state[p] = {name: torch.zeros_like(p) for name in ("mean", "square", "count")}
-        grads = [p.grad for p in live if p.grad is not None]
-        value, grad = (torch.cat([t.reshape(-1) for t in ts]) for ts in (live, grads))
-        mean, square, count = (
-            torch.cat([self.state[p][n].reshape(-1) for p in live]) for n in ("mean", "square", "count")
-        )
-        used = grad != 0
-        slope = grad * value if group["relative"] else grad
+        value = [p.detach().view(-1) for p in live]
+        kept = {name: [self.state[p][name].view(-1) for p in live] for name in ("mean", "square", "count")}
+        grad = _joined([p.grad.reshape(-1) for p in live if p.grad is not None])
+        used = grad.nonzero().view(-1)  # few of many: the choices that were drawn
+        grad, now, mean, square, count = (t[used] for t in (grad, *map(_joined, (value, *kept.values()))))
+        slope = grad * now if group["relative"] else grad
         fast, slow = group["betas"]
-        mean = torch.where(used, fast * mean + (1 - fast) * slope, mean)
-        square = torch.where(used, slow * square + (1 - slow) * slope.square(), square)
-        count = count + used
-        steps = count.clamp(min=1.0)
-        move = group["lr"] * (mean / (1 - fast**steps)) / ((square / (1 - slow**steps)).sqrt() + group["eps"])
-        moved = value * torch.exp(-move) if group["relative"] else value - move
-        value = torch.where(used, moved, value)
-        sizes = [p.numel() for p in live]
-        for name, flat in (("mean", mean), ("square", square), ("count", count)):
-            for p, part in zip(live, flat.split(sizes), strict=True):
-                self.state[p][name].copy_(part.view_as(p))
-        for p, part in zip(live, value.split(sizes), strict=True):
-            p.copy_(part.view_as(p))
+        mean = fast * mean + (1 - fast) * slope
+        square = slow * square + (1 - slow) * slope.square()
+        count = count + 1
+        move = group["lr"] * (mean / (1 - fast**count)) / ((square / (1 - slow**count)).sqrt() + group["eps"])
+        now = now * torch.exp(-move) if group["relative"] else now - move
+        for parts, fresh in zip((value, *kept.values()), (now, mean, square, count), strict=True):
+            _put(parts, used, fresh)
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """[n] tensors one after the other."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _put(parts: list[Tensor], used: Tensor, values: Tensor) -> None:
+    """Write values at positions of the joined parts."""
+    if len(parts) == 1:
+        parts[0].index_copy_(0, used, values)
+        return
+    whole = torch.cat(parts).index_copy_(0, used, values)
+    for part, fresh in zip(parts, whole.split([p.numel() for p in parts]), strict=True):
+        part.copy_(fresh)
