@@ -108,6 +108,9 @@ def worker(options: argparse.Namespace) -> int:
     def build() -> tuple[Answer, Mapping[str, Callable[[], Answer]]]:
         import torch
 
+        from supernet.memory import keep_freed
+
+        keep_freed()  # for everyone, as `elastibit train` does
         torch.set_num_threads(options.threads)
         if part == START:
             return first_step(problem, contestant, options.seed), {}

@@ -25,6 +25,7 @@ from predictors.measuring import tested, unmeasured
 from supernet.config import SubnetConfig
 from supernet.elastic.supernet import SuperNet
 from supernet.interfaces import Batch
+from supernet.memory import keep_freed
 
 Measured = tuple[NDArray[np.bool_], float]
 
@@ -97,6 +98,7 @@ class Bench:
 
     def open(self) -> None:
         """In the worker: threads, and the network compiled as the first one is."""
+        keep_freed()
         torch.set_num_threads(self.threads)
         self.net.compile(self.compiled, self.passes)
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from supernet.artefacts import VerificationError, command
+from supernet.memory import keep_freed
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -109,6 +110,7 @@ def own_packages() -> None:
 
 def _open(verb: str, main: Callable[[DictConfig], Any], words: list[str]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # otherwise Hydra prints several lines and leaves, and nothing reaches us
+    keep_freed()
     own_packages()
     import hydra
     from hydra.core.hydra_config import HydraConfig

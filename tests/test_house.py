@@ -30,7 +30,7 @@ PACKAGES = ("supernet", "predictors", "search", "conf")
 # (or a folder, where the folder is named) do not know each other. The longest name that fits a module counts;
 # `supernet` itself means only its `__init__.py`.
 ORDER = """
-supernet conf supernet.artefacts
+supernet conf supernet.artefacts supernet.memory
 supernet.config
 supernet.space
 supernet.formats supernet.quant.ste supernet.factors

@@ -66,6 +66,9 @@ def _build(
 ) -> tuple[Answer, Commands]:
     import torch
 
+    from supernet.memory import keep_freed
+
+    keep_freed()  # for everyone, as `elastibit train` does
     torch.set_num_threads(threads)
     cold = not any(Path(os.environ["TORCHINDUCTOR_CACHE_DIR"]).glob("*"))
     make = _maker(contestant.kind)
