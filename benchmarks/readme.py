@@ -52,7 +52,7 @@ def section(found: Mapping[str, Any]) -> str:
     lines = ["| goal | network | ours | against | measured | limit | met |", "|---|---|---|---|---|---|---|"]
     lines += [row(goal) for goal in goals(found)]
     unjudged = {name: found[name]["judged"] for name in found if found[name]["judged"] != "judged"}
-    lines += ["", machine(found)]
+    lines += ["", machine(found), *without_sites(found["step_time"].get("models", {}))]
     lines += [f"benchmarks/{name}.py: {reason}." for name, reason in unjudged.items()]
     lines += ["", *gpu(found["gpu"])] if "gpu" in found else []
     return "\n".join([*lines, "", *commands(found)])
@@ -101,6 +101,19 @@ def machine(found: Mapping[str, Any]) -> str:
         f"{cpu}, {first['threads']} threads, torch {version}. Medians of {first['rounds']} interleaved rounds, ratios "
         "with a bootstrap 95 % interval; a goal is met when the middle of the interval is within its limit."
     )
+
+
+def without_sites(models: Mapping[str, Any]) -> list[str]:
+    """One line with the ratios of a step without deployment sites, or none where they were not measured."""
+    told = []
+    for model, found in models.items():
+        for name, figures in found.get("contestants", {}).items():
+            if name.endswith(".no_sites") and "step" in figures:
+                ratio = figures["step"]["ratios"]["fp32"]
+                interval = f"{ratio['value']:.3f} [{ratio['low']:.3f}, {ratio['high']:.3f}]"
+                mode = name.removeprefix("ours.").removesuffix(".no_sites")
+                told.append(f"{MODELS.get(model, model)}, {mode}: {interval}")
+    return [f"A one-subnet step without deployment sites, against the fastest fp32: {'; '.join(told)}."] if told else []
 
 
 def gpu(result: Mapping[str, Any]) -> list[str]:

@@ -2,12 +2,13 @@
 
     python benchmarks/step_time.py [--models resnet20,resnet18,vit_tiny] [--peers modelopt,nncf,brevitas]
 
-Every variant is a process of its own; in each round every variant takes one step, in a shuffled order. A ratio is the
-median of one side over the median of the other in the same rounds, with a bootstrap 95 % interval; a goal is met when
-that ratio is within its limit. The baseline is the fastest of eager and compiled fp32, contiguous and channels_last,
-with the same images, labels, loss (cross entropy) and optimizer (SGD with Nesterov momentum 0.9); ours has LazyAdam for
-its scales beside it and draws a new random configuration in every step. Every process keeps the memory that it frees,
-as `elastibit train` does (supernet/memory.py).
+Every variant is a process of its own; in each round every variant takes one step that is timed, after one that is not,
+in a shuffled order: training takes one step after the other. A ratio is the median of one side over the median of the
+other in the same rounds, with a bootstrap 95 % interval; a goal is met when that ratio is within its limit. The
+baseline is the fastest of eager and compiled fp32, contiguous and channels_last, with the same images, labels, loss
+(cross entropy) and optimizer (SGD with Nesterov momentum 0.9); ours has LazyAdam for its scales beside it and draws a
+new random configuration in every step. Every process keeps the memory that it frees, as `elastibit train` does
+(supernet/memory.py).
 
 Variants `ours.depth.*` have elastic depth in their space: `step` and `sandwich` draw bits and forms at full depth,
 which is what fp32's step computes, and "at random depth" is the time of a step that draws the depth too. Variants

@@ -82,7 +82,8 @@ def _build(
     for measure in served:
         for _ in range(WARM_UP):
             runner.measures[measure]()
-    commands: dict[str, Callable[[], Answer]] = {name: partial(_timed, runner.measures[name]) for name in served}
+    measures_of, step = runner.measures, runner.measures[STEP]
+    commands: dict[str, Callable[[], Answer]] = {name: partial(_timed, measures_of[name], step) for name in served}
     facts = {"seconds": seconds, "cache": "cold" if cold else "warm", "torch": torch.__version__}
     return facts, commands | {MEMORY: lambda: _memory(runner), GRAPHS: _graphs}
 
@@ -102,7 +103,9 @@ def _maker(kind: str) -> Callable[[Contestant, Problem, int], Runner]:
     return Peer
 
 
-def _timed(run: Callable[[], Any]) -> Answer:
+def _timed(run: Callable[[], Any], before: Callable[[], Any]) -> Answer:
+    """Seconds of a pass that follows a step, as it does in training; its process has waited for all the others."""
+    before()
     start = time.perf_counter()
     loss = run()
     return {"seconds": time.perf_counter() - start, "loss": float(loss)}

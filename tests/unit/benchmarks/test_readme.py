@@ -55,6 +55,21 @@ def results() -> dict[str, Any]:
 
 
 class TestSection:
+    def test_ratios_without_sites_are_told_where_they_were_measured(self) -> None:
+        found, fp32 = results(), {"value": 1.05, "low": 1.04, "high": 1.063}
+        bare = readme.section(found)
+        contestants = {
+            "ours.whole": {"step": {"ratios": {"fp32": fp32 | {"value": 1.2}}}},
+            "ours.whole.no_sites": {"step": {"ratios": {"fp32": fp32}}},
+            "ours.off.no_sites": {"memory": {}},
+        }
+        found["step_time"]["models"] = {"resnet18": {"contestants": contestants}, "python": {}}
+        line = (
+            "A one-subnet step without deployment sites, against the fastest fp32: "
+            "ResNet-18, 64 px, whole: 1.050 [1.040, 1.063]."
+        )
+        assert set(readme.section(found).splitlines()) - set(bare.splitlines()) == {line}
+
     def test_says_every_goal_with_its_figure(self) -> None:
         lines = readme.section(results()).splitlines()
         want = "| one-subnet step | ResNet-20, 32 px | whole | fp32.compiled | 1.104 [1.090, 1.120] | 1.1 | **no** |"
