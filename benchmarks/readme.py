@@ -109,10 +109,8 @@ def without_sites(models: Mapping[str, Any]) -> list[str]:
     for model, found in models.items():
         for name, figures in found.get("contestants", {}).items():
             if name.endswith(".no_sites") and "step" in figures:
-                ratio = figures["step"]["ratios"]["fp32"]
-                interval = f"{ratio['value']:.3f} [{ratio['low']:.3f}, {ratio['high']:.3f}]"
                 mode = name.removeprefix("ours.").removesuffix(".no_sites")
-                told.append(f"{MODELS.get(model, model)}, {mode}: {interval}")
+                told.append(f"{MODELS.get(model, model)}, {mode}: {measured(figures['step']['ratios']['fp32'])}")
     return [f"A one-subnet step without deployment sites, against the fastest fp32: {'; '.join(told)}."] if told else []
 
 

@@ -82,8 +82,8 @@ def _build(
     for measure in served:
         for _ in range(WARM_UP):
             runner.measures[measure]()
-    measures_of, step = runner.measures, runner.measures[STEP]
-    commands: dict[str, Callable[[], Answer]] = {name: partial(_timed, measures_of[name], step) for name in served}
+    step = runner.measures[STEP]
+    commands: dict[str, Callable[[], Answer]] = {name: partial(_timed, runner.measures[name], step) for name in served}
     facts = {"seconds": seconds, "cache": "cold" if cold else "warm", "torch": torch.__version__}
     return facts, commands | {MEMORY: lambda: _memory(runner), GRAPHS: _graphs}
 

@@ -30,10 +30,10 @@ CHOICE, LOW, HIGH, ASYMMETRIC, BYPASS = range(5)
 
 def encode(v: Tensor, scale: Tensor, zero: Tensor, low: Tensor, high: Tensor) -> Tensor:
     """Integer codes of `v`, as floats; everything broadcasts against `v`."""
-    return levels(torch.round(v / scale), zero, low, high) + zero
+    return clamp_levels(torch.round(v / scale), zero, low, high) + zero
 
 
-def levels(rounded: Tensor, zero: Tensor, low: Tensor, high: Tensor) -> Tensor:
+def clamp_levels(rounded: Tensor, zero: Tensor, low: Tensor, high: Tensor) -> Tensor:
     """The levels q - z of rounded ratios; clamp(n + z, lo, hi) - z is clamp(n, lo - z, hi - z), all being integers.
 
     In a compiled graph by two rectifications, which are one instruction each where a clamp has eight for the sake of
@@ -47,7 +47,7 @@ def levels(rounded: Tensor, zero: Tensor, low: Tensor, high: Tensor) -> Tensor:
 
 def forward(v: Tensor, scale: Tensor, zero: Tensor, low: Tensor, high: Tensor, bypass: Tensor | None = None) -> Tensor:
     """The quantized tensor, in the type of `v`; `v` itself where `bypass` is true."""
-    out = (levels(torch.round(v / scale), zero, low, high) * scale).to(v.dtype)
+    out = (clamp_levels(torch.round(v / scale), zero, low, high) * scale).to(v.dtype)
     return out if bypass is None else torch.where(bypass, v, out)
 
 
@@ -61,7 +61,7 @@ def backward(
     """
     ratio = v / scale
     rounded = torch.round(ratio)
-    level = levels(rounded, zero, low, high)
+    level = clamp_levels(rounded, zero, low, high)
     beyond = (rounded - level).abs()
     learns = None if bypass is None else 1 - bypass.to(beyond.dtype)
     inside = torch.relu(1 - (beyond if learns is None else beyond * learns))

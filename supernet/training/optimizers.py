@@ -53,32 +53,25 @@ class LazyAdam(torch.optim.Optimizer):
         for p in live:
             if not self.state[p]:
                 self.state[p] = {name: torch.zeros_like(p) for name in ("mean", "square", "count")}
-        value = [p.detach().view(-1) for p in live]
-        kept = {name: [self.state[p][name].view(-1) for p in live] for name in ("mean", "square", "count")}
         grad = _joined([p.grad.reshape(-1) for p in live if p.grad is not None])
         used = grad.nonzero().view(-1)  # few of many: the choices that were drawn
-        grad, now, mean, square, count = (t[used] for t in (grad, *map(_joined, (value, *kept.values()))))
-        slope = grad * now if group["relative"] else grad
+        moments = ([self.state[p][name].view(-1) for p in live] for name in ("mean", "square", "count"))
+        kept = [(parts, _joined(parts)) for parts in ([p.detach().view(-1) for p in live], *moments)]
+        grad, (value, mean, square, count) = grad[used], [whole[used] for _, whole in kept]
+        slope = grad * value if group["relative"] else grad
         fast, slow = group["betas"]
         mean = fast * mean + (1 - fast) * slope
         square = slow * square + (1 - slow) * slope.square()
         count = count + 1
         move = group["lr"] * (mean / (1 - fast**count)) / ((square / (1 - slow**count)).sqrt() + group["eps"])
-        now = now * torch.exp(-move) if group["relative"] else now - move
-        for parts, fresh in zip((value, *kept.values()), (now, mean, square, count), strict=True):
-            _put(parts, used, fresh)
+        value = value * torch.exp(-move) if group["relative"] else value - move
+        for (parts, whole), fresh in zip(kept, (value, mean, square, count), strict=True):
+            whole.index_copy_(0, used, fresh)
+            if len(parts) > 1:
+                for part, now in zip(parts, whole.split([p.numel() for p in parts]), strict=True):
+                    part.copy_(now)
 
 
 def _joined(parts: list[Tensor]) -> Tensor:
-    """[n] tensors one after the other."""
+    """[n] tensors one after the other; a single one is itself, so that writing to it is writing to its owner."""
     return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def _put(parts: list[Tensor], used: Tensor, values: Tensor) -> None:
-    """Write values at positions of the joined parts."""
-    if len(parts) == 1:
-        parts[0].index_copy_(0, used, values)
-        return
-    whole = torch.cat(parts).index_copy_(0, used, values)
-    for part, fresh in zip(parts, whole.split([p.numel() for p in parts]), strict=True):
-        part.copy_(fresh)
