@@ -47,8 +47,15 @@ def clamp_levels(rounded: Tensor, zero: Tensor, low: Tensor, high: Tensor) -> Te
 
 def forward(v: Tensor, scale: Tensor, zero: Tensor, low: Tensor, high: Tensor, bypass: Tensor | None = None) -> Tensor:
     """The quantized tensor, in the type of `v`; `v` itself where `bypass` is true."""
-    out = (clamp_levels(torch.round(v / scale), zero, low, high) * scale).to(v.dtype)
-    return out if bypass is None else torch.where(bypass, v, out)
+    return _quantized(v, scale, zero, low, high, bypass).to(v.dtype)
+
+
+def _quantized(
+    v: Tensor, scale: Tensor, zero: Tensor, low: Tensor, high: Tensor, bypass: Tensor | None = None
+) -> Tensor:
+    """The quantized tensor in the type of the scale: the backward takes differences of it."""
+    out = clamp_levels(torch.round(v / scale), zero, low, high) * scale
+    return out if bypass is None else torch.where(bypass, v.to(out.dtype), out)
 
 
 def backward(
@@ -56,38 +63,38 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients to v, and summed to their shape those to scale and zero-point.
 
-    Inside and outside are a factor of 1 and 0, computed from levels, which are integers: a compiler's masks cost more
-    than all the rest of the kernel (measured on CPU, 128x16x32x32, summed at once: 2.6 ms with masks, 1.2 ms so).
+    A value is inside up to half a step beyond the outermost levels. Inside and outside are a factor of 1 and 0 that
+    rectifications give: a compiler's masks cost more than all the rest of the kernel (measured on CPU, 128x16x32x32,
+    summed at once: 2.6 ms with masks, 1.2 ms so). In one graph with the forward, the quantized tensor is that one.
     """
-    ratio = v / scale
-    rounded = torch.round(ratio)
-    level = clamp_levels(rounded, zero, low, high)
-    beyond = (rounded - level).abs()
-    learns = None if bypass is None else 1 - bypass.to(beyond.dtype)
-    inside = torch.relu(1 - (beyond if learns is None else beyond * learns))
-    return straight_through(grad, ratio, level, inside, scale, learns)
+    lowest, highest = (low - zero - 0.5) * scale, (high - zero + 0.5) * scale
+    beyond = torch.relu(v - highest) + torch.relu(lowest - v)
+    steep = STEEP if bypass is None else STEEP * (1 - bypass.to(scale.dtype))
+    inside = torch.relu(1 - beyond * steep)
+    return straight_through(grad, v, _quantized(v, scale, zero, low, high, bypass), inside, scale)
+
+
+STEEP = 3e38
+"""What makes the smallest excess more than one: near the largest float32."""
 
 
 def straight_through(
-    grad: Tensor, ratio: Tensor, level: Tensor, inside: Tensor, scale: Tensor, learns: Tensor | None
+    grad: Tensor, v: Tensor, quantized: Tensor, inside: Tensor, scale: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The table at the head of this file.
+    """The table at the head of this file, in terms of x^: (q - z) - v / s is (x^ - v) / s, divided once it is summed.
 
     Args:
         grad: of the quantized tensor.
-        ratio: v / s.
-        level: q - z.
+        v: what was quantized.
+        quantized: x^, equal to v where that passed through.
         inside: 1 within the grid and where v passed through, 0 outside.
         scale: s; the zero-point has its shape.
-        learns: 0 where v passed through, else 1 (None: it cannot pass).
 
     Returns:
         Gradients to v, and summed to the shape of `scale` those to scale and zero-point.
     """
-    grad_scale = _summed(grad * (level - ratio * inside), scale)
-    if learns is not None:
-        grad_scale = grad_scale * learns
     grad_v = grad * inside
+    grad_scale = _summed(grad * (quantized - v * inside), scale) / scale
     return grad_v.to(grad.dtype), grad_scale, _summed(grad - grad_v, scale) * -scale
 
 
@@ -301,11 +308,10 @@ class TableQuantize(torch.autograd.Function):
             (levels[-1] - torch.where(levels < levels[-1], levels, -torch.inf).amax()) / 2,
         )
         inside = (ratio + z >= levels[0] - first) & (ratio + z <= levels[-1] + last)
-        level = nearest_level(v, s, z, levels, bounds) - z
-        learns = None
+        quantized = (nearest_level(v, s, z, levels, bounds) - z) * s
         if ctx.may_bypass:
-            inside = inside | (row[BYPASS] > 0)
-            learns = (row[BYPASS] == 0).to(ratio.dtype)
-        grad_v, grad_scale, grad_zero = straight_through(grad, ratio, level, inside.to(ratio.dtype), s, learns)
+            bypass = row[BYPASS] > 0
+            inside, quantized = inside | bypass, torch.where(bypass, v.to(quantized.dtype), quantized)
+        grad_v, grad_scale, grad_zero = straight_through(grad, v, quantized, inside.to(ratio.dtype), s)
         factor = ctx.elements**-0.5
         return grad_v, grad_scale.view(-1) * factor, grad_zero.view(-1) * factor, None, None, None, None, None
