@@ -27,7 +27,7 @@ CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 # CPU, all kernels of a stem and three blocks of ResNet-20 at 128x16x32x32: defaults 57.6 ms, (64, 512, 24) 52.3,
 # (8, 512, 24) 46.7, (6, 200, 24) 37.1, (6, 100, 24) 39.0, (5, 100, 24) 53.3. The last figure is where sums of many
 # reads end.
-INDUCTOR = {"realize_reads_threshold": 6, "realize_opcount_threshold": 100, "realize_acc_reads_threshold": 24}
+INDUCTOR = {"realize_reads_threshold": 12, "realize_opcount_threshold": 100, "realize_acc_reads_threshold": 24}
 VARIANTS = 64
 
 
