@@ -1,7 +1,8 @@
 """One problem's race: a process for each contestant, all of them asked once in every round, in a shuffled order.
 
-While one steps, the others wait for their line without spinning (OMP_WAIT_POLICY=passive). A contestant that fails is
-left out with its reason and the race goes on; its times are dropped whole, since ratios need the same rounds.
+While one steps, the others wait for their line; their threads spin for some milliseconds first, as OpenMP's do, which
+falls into the step that is not timed. A contestant that fails is left out with its reason and the race goes on; its
+times are dropped whole, since ratios need the same rounds.
 """
 
 from __future__ import annotations
@@ -169,9 +170,9 @@ def start(contestant: Contestant, problem: Problem, terms: Terms) -> Worker:
 
 
 def environment(terms: Terms) -> dict[str, str]:
-    """This process's variables with the workers' threads, which sleep while they wait, and the way to this folder."""
+    """This process's variables with the number of the workers' threads and the way to this folder."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    own = {"OMP_NUM_THREADS": str(terms.threads), "OMP_WAIT_POLICY": "passive", "PYTHONPATH": path}
+    own = {"OMP_NUM_THREADS": str(terms.threads), "PYTHONPATH": path}
     return dict(os.environ) | own
 
 

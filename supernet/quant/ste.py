@@ -101,12 +101,11 @@ def straight_through(
 def _summed(terms: Tensor, like: Tensor) -> Tensor:
     """`terms` [n, c, ...] summed to the shape of `like`.
 
-    What becomes one number is summed to [c] first, as the gradients of a normalisation are (of tokens [n, t, c] over
-    all but the last axis), so that a compiler computes both in one pass over the data.
+    What becomes one number out of images is summed to [c] first, as the gradients of a normalisation are, so that a
+    compiler computes both in one pass over the data. Sums of tokens share a pass with the gradient itself.
     """
-    if like.numel() == 1 and terms.dim() > 2:
-        channels = 1 if terms.dim() == 4 else terms.dim() - 1
-        terms = terms.sum([axis for axis in range(terms.dim()) if axis != channels], keepdim=True)
+    if like.numel() == 1 and terms.dim() == 4:
+        terms = terms.sum([0, 2, 3], keepdim=True)
     return terms.sum_to_size(like.shape)
 
 
