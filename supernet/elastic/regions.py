@@ -21,12 +21,11 @@ from supernet.elastic.wrap import trace
 from supernet.quant.quantizer import Quantizer
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-# What a kernel computes from one tensor is computed again rather than stored, up to a point. Inductor's defaults
-# (4, 30, 8) store masks and ratios of the quantizer's backward; without limits, the ends of residual blocks compute the
-# whole chain from convolution to site three times, and wait for the processor, no longer for the memory. Measured on
-# CPU, all kernels of a stem and three blocks of ResNet-20 at 128x16x32x32: defaults 57.6 ms, (64, 512, 24) 52.3,
-# (8, 512, 24) 46.7, (6, 200, 24) 37.1, (6, 100, 24) 39.0, (5, 100, 24) 53.3. The last figure is where sums of many
-# reads end.
+# What a kernel computes from one tensor is computed again rather than stored, up to a point: masks and ratios of the
+# quantizer's backward cost more traffic than work. Inductor's defaults are (4, 30, 8). Measured on CPU, all kernels of
+# a stem and three blocks of ResNet-20 at 128x16x32x32 as a share of the time of their convolutions, for reads and
+# operations: (6, 100) 0.76, (9, 100) 0.67, (12, 100) 0.64, (16, 100) 0.63, (20, 70) 0.64, (12, 50) 0.66,
+# (20, 50) 0.70. The last figure is where sums of many reads end.
 INDUCTOR = {"realize_reads_threshold": 12, "realize_opcount_threshold": 100, "realize_acc_reads_threshold": 24}
 VARIANTS = 64
 

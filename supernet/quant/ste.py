@@ -10,9 +10,9 @@ offset has no QDQ equivalent):
 | below lo   | 0          | lo - z             | -s         |
 | above hi   | 0          | hi - z             | -s         |
 
-A quantizer is one node of the autograd graph and two kernels when compiled; which entries of the learned scales are in
-use is one more node, shared by all quantizers of a network. The backward needs `v` alone: what lies outside is computed
-again, never stored.
+Inside reaches half a step beyond the outermost levels, a tie included. A quantizer is one node of the autograd graph
+and two kernels when compiled; which entries of the learned scales are in use is one more node, shared by all quantizers
+of a network. The backward needs `v` alone: x^ and what lies outside are computed again, never stored.
 """
 
 from __future__ import annotations

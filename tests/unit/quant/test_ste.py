@@ -187,6 +187,16 @@ def test_backward_needs_no_more_than_what_was_quantized() -> None:
     assert sum(t.numel() for t in kept) <= v.numel() + 2 * len(scale) + len(row)
 
 
+@pytest.mark.parametrize("step", [1e-25, 1e-3, 1.0, 3e5])
+def test_inside_ends_half_a_step_beyond_the_outermost_levels(step: float) -> None:
+    """The next float beyond is outside, however small the step is."""
+    scale, zero, row = torch.tensor([step]), torch.tensor([1.0]), torch.tensor([0, -8, 7, 1, 0])
+    lowest, highest = -9.5 * scale, 6.5 * scale
+    v = torch.cat([lowest, highest, torch.nextafter(lowest, 2 * lowest), torch.nextafter(highest, 2 * highest)])
+    found = applied(FakeQuantize, (v, scale, zero), row, 1, False, False, grad=torch.ones(4))
+    assert found["v"].tolist() == [1, 1, 0, 0]
+
+
 @pytest.mark.parametrize(
     "v", [torch.zeros(0, 3, 2), torch.zeros(2, 3), torch.full((2, 2), 1e30)], ids=["none", "zeros", "huge"]
 )
