@@ -27,6 +27,9 @@ from torch import Tensor
 CHOICE, LOW, HIGH, ASYMMETRIC, BYPASS = range(5)
 """Fields of a bound row [5] int64: index of the choice, lowest and highest code, zero-point in use?, pass through?"""
 
+STEEP = 3e38
+"""What makes the smallest excess over a limit more than one: near the largest float32."""
+
 
 def encode(v: Tensor, scale: Tensor, zero: Tensor, low: Tensor, high: Tensor) -> Tensor:
     """Integer codes of `v`, as floats; everything broadcasts against `v`."""
@@ -72,10 +75,6 @@ def backward(
     steep = STEEP if bypass is None else STEEP * (1 - bypass.to(scale.dtype))
     inside = torch.relu(1 - beyond * steep)
     return straight_through(grad, v, _quantized(v, scale, zero, low, high, bypass), inside, scale)
-
-
-STEEP = 3e38
-"""What makes the smallest excess more than one: near the largest float32."""
 
 
 def straight_through(
