@@ -1,7 +1,7 @@
 """One problem's race: a process for each contestant, all of them asked once in every round, in a shuffled order.
 
-While one steps, the others wait for their line; their threads spin for some milliseconds first, as OpenMP's do, which
-falls into the step that is not timed. A contestant that fails is left out with its reason and the race goes on; its
+While one steps, the others wait for their line; their threads may spin for a moment first, as OpenMP lets them; the
+step that is not timed comes in between. A contestant that fails is left out with its reason and the race goes on; its
 times are dropped whole, since ratios need the same rounds.
 """
 
