@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from supernet.config import QuantConfig
+from supernet.elastic.first import FirstConv
 from supernet.quant.quantizer import Quantizer
 from supernet.space import Dimension
 
@@ -61,6 +62,10 @@ class QuantConv2d(QuantLayer, nn.Conv2d):
         """[n, c, h, w] -> [n, k, h', w']."""
         if torch.compiler.is_compiling() and self.takes_patches:
             return self._of_patches(x)
+        if not x.requires_grad and self.takes_first:
+            scale, zero = self.input_quantizer.select()
+            if scale.requires_grad:
+                return self._first(x, scale, zero)
         return self._conv_forward(self.input_quantizer(x), self.weight_quantizer(self.weight), self.bias)
 
     @property
@@ -68,6 +73,17 @@ class QuantConv2d(QuantLayer, nn.Conv2d):
         """Whether the layer is a linear one of patches that do not overlap, as the first of a transformer is."""
         whole = self.kernel_size == self.stride and self.kernel_size != (1, 1) and self.dilation == (1, 1)
         return whole and self.padding == (0, 0) and self.groups == 1
+
+    @property
+    def takes_first(self) -> bool:
+        """Whether scales learn by `FirstConv` where the input needs no gradient."""
+        plain = self.groups == 1 and self.padding_mode == "zeros" and not isinstance(self.padding, str)
+        return plain and self.input_quantizer.enabled and torch.is_grad_enabled()
+
+    def _first(self, x: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+        inputs = self.input_quantizer.linearise(x, scale, zero)
+        weight = self.weight_quantizer(self.weight)
+        return FirstConv.apply(*inputs, scale, zero, weight, self.bias, self.stride, self.padding, self.dilation)
 
     def _of_patches(self, x: Tensor) -> Tensor:
         """The same by a product of matrices, which differs in the order of its sums.

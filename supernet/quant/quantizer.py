@@ -19,7 +19,22 @@ from torch import Tensor, nn
 from supernet.config import PerTensor, QuantConfig
 from supernet.formats.integer import Integer
 from supernet.quant.ranges import order_statistics, start_values
-from supernet.quant.ste import ASYMMETRIC, LOW, FakeQuantize, Select, TableQuantize, encode, limits, nearest_level
+from supernet.quant.ste import (
+    ASYMMETRIC,
+    BYPASS,
+    LOW,
+    FakeQuantize,
+    Select,
+    TableQuantize,
+    encode,
+    limits,
+    nearest_level,
+    quantize,
+    slopes,
+    table_quantize,
+    table_within,
+    within,
+)
 
 FIELDS = ("choice", "low", "high", "asymmetric", "bypass")
 CELLS_PER_TENSOR, CELLS_PER_CHANNEL, CELLS_PER_LAYER = 2048, 256, 1 << 16
@@ -168,12 +183,41 @@ class Quantizer(nn.Module):
         """The quantized tensor, with gradients to `v`, scale and zero-point; `v` itself while it is not enabled."""
         if not self.enabled:
             return v
-        elements = max(v.numel() // (self.channels if self.weight else max(v.shape[0], 1)), 1)
-        operands = (v, *self.select(), self.row, elements, bool(self.bypass))
+        operands = (v, *self.select(), self.row, self._elements(v), bool(self.bypass))
         if self.integer:
             return FakeQuantize.apply(*operands, self.fuse)
-        grid = (table.index_select(0, self.row[:1])[0] for table in (self.levels, self.bounds))
-        return TableQuantize.apply(*operands, *grid)
+        return TableQuantize.apply(*operands, *self._grid())
+
+    @torch.no_grad()
+    def linearise(self, v: Tensor, scale: Tensor, zero: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The quantized tensor and, element by element, its derivatives to scale and zero-point.
+
+        They hold LSQ's 1 / sqrt(N), so that their products with the gradient sum to what `forward` passes back.
+
+        Args:
+            v: an activation.
+            scale, zero: [1] of `select`.
+        """
+        bypass = self.row[BYPASS] > 0 if self.bypass else None
+        if self.integer:
+            low, high, _ = limits(self.row, scale, False)
+            quantized, inside = (f(v, scale, zero, low, high, bypass) for f in (quantize, within))
+        else:
+            levels, bounds = self._grid()
+            quantized = table_quantize(v, scale, zero, levels, bounds, bypass)
+            inside = table_within(v, scale, zero, levels, bypass)
+        of_scale, of_zero = slopes(v, quantized, inside, scale)
+        factor = self._elements(v) ** -0.5
+        return quantized.to(v.dtype), of_scale * factor, of_zero * factor
+
+    def _elements(self, v: Tensor) -> int:
+        """Values that each scale is responsible for; of activations those of one example."""
+        return max(v.numel() // (self.channels if self.weight else max(v.shape[0], 1)), 1)
+
+    def _grid(self) -> tuple[Tensor, Tensor]:
+        """Levels and bounds of the bound choice."""
+        levels, bounds = (table.index_select(0, self.row[:1])[0] for table in (self.levels, self.bounds))
+        return levels, bounds
 
     @torch.no_grad()
     def encode(self, v: Tensor) -> Tensor:

@@ -50,15 +50,25 @@ def clamp_levels(rounded: Tensor, zero: Tensor, low: Tensor, high: Tensor) -> Te
 
 def forward(v: Tensor, scale: Tensor, zero: Tensor, low: Tensor, high: Tensor, bypass: Tensor | None = None) -> Tensor:
     """The quantized tensor, in the type of `v`; `v` itself where `bypass` is true."""
-    return _quantized(v, scale, zero, low, high, bypass).to(v.dtype)
+    return quantize(v, scale, zero, low, high, bypass).to(v.dtype)
 
 
-def _quantized(
-    v: Tensor, scale: Tensor, zero: Tensor, low: Tensor, high: Tensor, bypass: Tensor | None = None
-) -> Tensor:
+def quantize(v: Tensor, scale: Tensor, zero: Tensor, low: Tensor, high: Tensor, bypass: Tensor | None = None) -> Tensor:
     """The quantized tensor in the type of the scale: the backward takes differences of it."""
     out = clamp_levels(torch.round(v / scale), zero, low, high) * scale
     return out if bypass is None else torch.where(bypass, v.to(out.dtype), out)
+
+
+def within(v: Tensor, scale: Tensor, zero: Tensor, low: Tensor, high: Tensor, bypass: Tensor | None = None) -> Tensor:
+    """1 inside the grid, up to half a step beyond the outermost levels, and where v passes through; 0 outside.
+
+    The factor comes from rectifications: a compiler's masks cost more than all the rest of the kernel (measured on CPU,
+    128x16x32x32, summed at once: 2.6 ms with masks, 1.2 ms so).
+    """
+    lowest, highest = (low - zero - 0.5) * scale, (high - zero + 0.5) * scale
+    beyond = torch.relu(v - highest) + torch.relu(lowest - v)
+    steep = STEEP if bypass is None else STEEP * (1 - bypass.to(scale.dtype))
+    return torch.relu(1 - beyond * steep)
 
 
 def backward(
@@ -66,15 +76,10 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients to v, and summed to their shape those to scale and zero-point.
 
-    A value is inside up to half a step beyond the outermost levels. Inside and outside are a factor of 1 and 0 that
-    rectifications give: a compiler's masks cost more than all the rest of the kernel (measured on CPU, 128x16x32x32,
-    summed at once: 2.6 ms with masks, 1.2 ms so). In one graph with the forward, the quantized tensor is that one.
+    In one graph with the forward, the quantized tensor is that one.
     """
-    lowest, highest = (low - zero - 0.5) * scale, (high - zero + 0.5) * scale
-    beyond = torch.relu(v - highest) + torch.relu(lowest - v)
-    steep = STEEP if bypass is None else STEEP * (1 - bypass.to(scale.dtype))
-    inside = torch.relu(1 - beyond * steep)
-    return straight_through(grad, v, _quantized(v, scale, zero, low, high, bypass), inside, scale)
+    inside = within(v, scale, zero, low, high, bypass)
+    return straight_through(grad, v, quantize(v, scale, zero, low, high, bypass), inside, scale)
 
 
 def straight_through(
@@ -97,14 +102,19 @@ def straight_through(
     return grad_v.to(grad.dtype), grad_scale, _summed(grad - grad_v, scale) * -scale
 
 
+def slopes(v: Tensor, quantized: Tensor, inside: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Derivatives of x^ to scale and zero-point for each element; arguments as those of `straight_through`."""
+    return (quantized - v * inside) / scale, (inside - 1) * scale
+
+
 def _summed(terms: Tensor, like: Tensor) -> Tensor:
     """`terms` [n, c, ...] summed to the shape of `like`.
 
-    What becomes one number out of images is summed to [c] first, as the gradients of a normalisation are, so that a
-    compiler computes both in one pass over the data. Sums of tokens share a pass with the gradient itself.
+    What becomes one number goes by way of the sums that a normalisation's backward takes there, so that a compiler
+    computes both in one pass over the data: to [c] for images, to one of each row for tokens.
     """
-    if like.numel() == 1 and terms.dim() == 4:
-        terms = terms.sum([0, 2, 3], keepdim=True)
+    if like.numel() == 1 and terms.dim() > 1:
+        terms = terms.sum([0, 2, 3] if terms.dim() == 4 else -1, keepdim=True)
     return terms.sum_to_size(like.shape)
 
 
@@ -271,11 +281,28 @@ def nearest_level(v: Tensor, scale: Tensor, zero: Tensor, levels: Tensor, bounds
     return levels[torch.bucketize(torch.where(zero != 0, torch.round(ratio), ratio) + zero, bounds)]
 
 
+def table_quantize(
+    v: Tensor, scale: Tensor, zero: Tensor, levels: Tensor, bounds: Tensor, bypass: Tensor | None = None
+) -> Tensor:
+    """As `quantize`, of a grid by table."""
+    out = (nearest_level(v, scale, zero, levels, bounds) - zero) * scale
+    return out if bypass is None else torch.where(bypass, v.to(out.dtype), out)
+
+
+def table_within(v: Tensor, scale: Tensor, zero: Tensor, levels: Tensor, bypass: Tensor | None = None) -> Tensor:
+    """As `within`, of a grid by table."""
+    first = (levels[1] - levels[0]) / 2
+    last = (levels[-1] - torch.where(levels < levels[-1], levels, -torch.inf).amax()) / 2
+    code = v / scale + zero
+    inside = (code >= levels[0] - first) & (code <= levels[-1] + last)
+    return (inside if bypass is None else inside | bypass).to(code.dtype)
+
+
 class TableQuantize(torch.autograd.Function):
     """Quantization to an arbitrary grid by table, with the gradients of `FakeQuantize` (the code is the level).
 
-    Inside reaches half a step beyond the outermost levels, as it does on an integer grid. `apply` takes the arguments
-    of `FakeQuantize` up to `may_bypass`, then the levels and bounds of the bound choice (see `nearest_level`).
+    `apply` takes the arguments of `FakeQuantize` up to `may_bypass`, then the levels and bounds of the bound choice
+    (see `nearest_level`).
     """
 
     @staticmethod
@@ -293,23 +320,14 @@ class TableQuantize(torch.autograd.Function):
         ctx.save_for_backward(v, scale, zero, row, levels, bounds)
         ctx.elements, ctx.may_bypass = elements, may_bypass
         s, z = (t.view(-1, *[1] * (v.dim() - 1)) for t in (scale, zero))
-        out = ((nearest_level(v, s, z, levels, bounds) - z) * s).to(v.dtype)
-        return torch.where(row[BYPASS] > 0, v, out) if may_bypass else out
+        return table_quantize(v, s, z, levels, bounds, row[BYPASS] > 0 if may_bypass else None).to(v.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         v, scale, zero, row, levels, bounds = ctx.saved_tensors
         s, z = (t.view(-1, *[1] * (v.dim() - 1)) for t in (scale, zero))
-        ratio = v / s
-        first, last = (
-            (levels[1] - levels[0]) / 2,
-            (levels[-1] - torch.where(levels < levels[-1], levels, -torch.inf).amax()) / 2,
-        )
-        inside = (ratio + z >= levels[0] - first) & (ratio + z <= levels[-1] + last)
-        quantized = (nearest_level(v, s, z, levels, bounds) - z) * s
-        if ctx.may_bypass:
-            bypass = row[BYPASS] > 0
-            inside, quantized = inside | bypass, torch.where(bypass, v.to(quantized.dtype), quantized)
-        grad_v, grad_scale, grad_zero = straight_through(grad, v, quantized, inside.to(ratio.dtype), s)
+        bypass = row[BYPASS] > 0 if ctx.may_bypass else None
+        quantized, inside = table_quantize(v, s, z, levels, bounds, bypass), table_within(v, s, z, levels, bypass)
+        grad_v, grad_scale, grad_zero = straight_through(grad, v, quantized, inside, s)
         factor = ctx.elements**-0.5
         return grad_v, grad_scale.view(-1) * factor, grad_zero.view(-1) * factor, None, None, None, None, None
