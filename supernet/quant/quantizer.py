@@ -23,10 +23,10 @@ from supernet.quant.ste import (
     ASYMMETRIC,
     BYPASS,
     LOW,
-    FakeQuantize,
     Select,
     TableQuantize,
     encode,
+    fake_quantize,
     limits,
     nearest_level,
     quantize,
@@ -185,7 +185,7 @@ class Quantizer(nn.Module):
             return v
         operands = (v, *self.select(), self.row, self._elements(v), bool(self.bypass))
         if self.integer:
-            return FakeQuantize.apply(*operands, self.fuse)
+            return fake_quantize(*operands, self.fuse and not torch.compiler.is_compiling())
         return TableQuantize.apply(*operands, *self._grid())
 
     @torch.no_grad()

@@ -31,6 +31,11 @@ STEEP = 3e38
 """What makes the smallest excess over a limit more than one: near the largest float32."""
 
 
+def traced() -> bool:
+    """Whether this becomes part of a compiled graph: dynamo reads the code, or AOTAutograd runs it on fake tensors."""
+    return torch.compiler.is_compiling() or torch._guards.TracingContext.try_get() is not None
+
+
 def encode(v: Tensor, scale: Tensor, zero: Tensor, low: Tensor, high: Tensor) -> Tensor:
     """Integer codes of `v`, as floats; everything broadcasts against `v`."""
     return clamp_levels(torch.round(v / scale), zero, low, high) + zero
@@ -43,7 +48,7 @@ def clamp_levels(rounded: Tensor, zero: Tensor, low: Tensor, high: Tensor) -> Te
     NaN; integers make them exact.
     """
     lowest, highest = low - zero, high - zero
-    if not torch.compiler.is_compiling():
+    if not traced():
         return torch.clamp(rounded, lowest, highest)
     return highest - torch.relu((highest - lowest) - torch.relu(rounded - lowest))
 
@@ -161,7 +166,7 @@ def run_forward(
     v: Tensor, scale: Tensor, zero: Tensor, low: Tensor, high: Tensor, bypass: Tensor | None, fuse: bool
 ) -> Tensor:
     """`forward` with one scale for each row of `v`, or one for all; by the fused function if `fuse`."""
-    if torch.compiler.is_compiling() or not fuse:
+    if not fuse:
         shape = (-1, *[1] * (v.dim() - 1))
         return forward(v, scale.view(shape), zero.view(shape), low, high, bypass)
     count = scale.shape[0]
@@ -175,7 +180,7 @@ def run_backward(
     grad: Tensor, v: Tensor, scale: Tensor, zero: Tensor, low: Tensor, high: Tensor, bypass: Tensor | None, fuse: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`backward` with one scale for each row of `v`, or one for all; by the fused function if `fuse`."""
-    if torch.compiler.is_compiling() or not fuse:
+    if not fuse:
         shape = (-1, *[1] * (v.dim() - 1))
         return backward(grad, v, scale.view(shape), zero.view(shape), low, high, bypass)
     count = scale.shape[0]
@@ -259,6 +264,17 @@ class FakeQuantize(torch.autograd.Function):
         )
         factor = ctx.elements**-0.5
         return grad_v, grad_scale.view(-1) * factor, grad_zero.view(-1) * factor, None, None, None, None
+
+
+def fake_quantize(
+    v: Tensor, scale: Tensor, zero: Tensor, row: Tensor, elements: int, may_bypass: bool, fuse: bool
+) -> Tensor:
+    """`FakeQuantize` as a function that dynamo may take for an operator (`supernet.elastic.regions`).
+
+    Inside a compiled graph `fuse` is False.
+    """
+    out: Tensor = FakeQuantize.apply(v, scale, zero, row, elements, may_bypass, fuse)
+    return out
 
 
 def limits(row: Tensor, like: Tensor, may_bypass: bool) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from supernet.backbones.cifar_resnet import CifarResNet
+from supernet.elastic import regions
 from supernet.elastic.regions import Regions, compiled
 from supernet.elastic.supernet import MODES, SuperNet
 from supernet.formats.powers import PowersOfTwo
@@ -185,7 +186,10 @@ def test_grids_that_are_not_integer_are_compiled_too() -> None:
 @pytest.mark.timeout(900)
 @pytest.mark.usefixtures("inductor")
 def test_a_changed_formula_is_not_served_from_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A second process finds the first one's graphs; one with another gradient of the scales must not."""
+    """A second process finds the first one's graphs; one with another gradient of the scales must not.
+
+    The code of the quantizers is known by its file, which another formula changes.
+    """
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # else it may be served by an earlier run of this test
 
     def gradient() -> Tensor:
@@ -209,6 +213,11 @@ def test_a_changed_formula_is_not_served_from_the_cache(monkeypatch: pytest.Monk
     torch.testing.assert_close(gradient(), first)
     assert hits() > 0
     monkeypatch.setattr(ste, "straight_through", doubled)
+    changed_file = tmp_path / "ste.py"
+    changed_file.write_text(f"{Path(ste.__file__).read_text()}# another formula\n")
+    monkeypatch.setattr(ste, "__file__", str(changed_file))
+    regions._digest.cache_clear()
     changed = gradient()
     assert hits() == 0
+    regions._digest.cache_clear()
     torch.testing.assert_close(changed.square().sum(), 4 * first.square().sum(), rtol=1e-3, atol=0)
