@@ -62,7 +62,7 @@ class QuantConv2d(QuantLayer, nn.Conv2d):
         """[n, c, h, w] -> [n, k, h', w']."""
         if torch.compiler.is_compiling() and self.takes_patches:
             return self._of_patches(x)
-        if not x.requires_grad and self.takes_first:
+        if torch.is_grad_enabled() and not x.requires_grad and self.takes_first:
             scale, zero = self.input_quantizer.select()
             if scale.requires_grad:
                 return self._first(x, scale, zero)
@@ -78,7 +78,8 @@ class QuantConv2d(QuantLayer, nn.Conv2d):
     def takes_first(self) -> bool:
         """Whether scales learn by `FirstConv` where the input needs no gradient."""
         plain = self.groups == 1 and self.padding_mode == "zeros" and not isinstance(self.padding, str)
-        return plain and self.input_quantizer.enabled and torch.is_grad_enabled()
+        quantizer: object = self.input_quantizer  # or what an export has put in its place, which learns nothing
+        return plain and isinstance(quantizer, Quantizer) and quantizer.enabled
 
     def _first(self, x: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
         inputs = self.input_quantizer.linearise(x, scale, zero)
