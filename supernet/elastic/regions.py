@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from supernet.elastic.layers import QuantLayer
+from supernet.elastic.rectify import rectifies, rectify
 from supernet.elastic.stage import Stage
 from supernet.elastic.wrap import trace
 from supernet.quant import ste
@@ -206,14 +207,18 @@ def _given(nodes: list[fx.Node]) -> list[fx.Node]:
 def _extract(graph: fx.GraphModule, nodes: list[fx.Node]) -> tuple[dict[str, nn.Module], fx.Graph]:
     """The region as a graph of its own, in which names say nothing about where it stood."""
     body, names, children = fx.Graph(), dict[str, str](), dict[str, nn.Module]()
-    made = {node: body.placeholder(f"x{k}") for k, node in enumerate(_taken(nodes))}
+    made, given = {node: body.placeholder(f"x{k}") for k, node in enumerate(_taken(nodes))}, _given(nodes)
     for k, node in enumerate(nodes):
         target = node.target
+        if node in given and rectifies(node, _module(graph, node)):
+            made[node] = body.call_function(rectify, (made[node.all_input_nodes[0]],))
+            made[node].name = f"v{k}"
+            continue
         if node.op == "call_module":
             target = names.setdefault(str(node.target), f"m{len(names)}")
             children[target] = graph.get_submodule(str(node.target))
         made[node] = body.node_copy(node, made.__getitem__)
         made[node].target, made[node].name = target, f"v{k}"
-    given = [made[node] for node in _given(nodes)]
+    given = [made[node] for node in given]
     body.output(given[0] if len(given) == 1 else tuple(given))
     return children, body
