@@ -40,7 +40,7 @@ supernet.interfaces
 supernet.quant.ranges
 supernet.quant.quantizer
 supernet.quant.bank
-supernet.elastic.stage supernet.elastic.first supernet.elastic.rectify
+supernet.elastic.stage supernet.elastic.first supernet.elastic.patches supernet.elastic.rectify
 supernet.elastic.layers supernet.elastic.attention supernet.elastic.norm
 supernet.elastic.streams
 supernet.elastic.wrap

@@ -15,13 +15,47 @@ of a convolution's input is slow. *Measured* on CPU in float32, gradients of inp
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+from supernet.quant.quantizer import Quantizer
 
 Pair = tuple[int, int]
+
+
+class Linearised(NamedTuple):
+    """The first arguments of `FirstConv`."""
+
+    quantized: Tensor
+    of_scale: Tensor
+    of_zero: Tensor
+    scale: Tensor
+    zero: Tensor
+
+
+def linearised(conv: nn.Conv2d, x: Tensor, quantizer: nn.Module) -> Linearised | None:
+    """The quantized input with its derivatives, if the scale learns and the input does not; None otherwise.
+
+    Args:
+        conv: whose input it is; no derivatives are taken for geometries that `FirstConv` does not have.
+        x: [n, c, h, w].
+        quantizer: of the input, or what an export has put in its place, which learns nothing.
+    """
+    plain = conv.groups == 1 and conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
+    wanted = torch.is_grad_enabled() and not x.requires_grad
+    if not (plain and wanted and isinstance(quantizer, Quantizer) and quantizer.enabled):
+        return None
+    scale, zero = quantizer.select()
+    return Linearised(*quantizer.linearise(x, scale, zero), scale, zero) if scale.requires_grad else None
+
+
+def convolve(conv: nn.Conv2d, lines: Linearised, weight: Tensor) -> Tensor:
+    """The layer's outcome [n, k, h', w'] for a weight that is quantized already."""
+    out: Tensor = FirstConv.apply(*lines, weight, conv.bias, conv.stride, conv.padding, conv.dilation)
+    return out
 
 
 class FirstConv(torch.autograd.Function):

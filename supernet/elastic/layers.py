@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from supernet.config import QuantConfig
-from supernet.elastic.first import FirstConv
+from supernet.elastic import first, patches
 from supernet.quant.quantizer import Quantizer
 from supernet.space import Dimension
 
@@ -60,44 +60,11 @@ class QuantConv2d(QuantLayer, nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """[n, c, h, w] -> [n, k, h', w']."""
-        if torch.compiler.is_compiling() and self.takes_patches:
-            return self._of_patches(x)
-        if torch.is_grad_enabled() and not x.requires_grad and self.takes_first:
-            scale, zero = self.input_quantizer.select()
-            if scale.requires_grad:
-                return self._first(x, scale, zero)
-        return self._conv_forward(self.input_quantizer(x), self.weight_quantizer(self.weight), self.bias)
-
-    @property
-    def takes_patches(self) -> bool:
-        """Whether the layer is a linear one of patches that do not overlap, as the first of a transformer is."""
-        whole = self.kernel_size == self.stride and self.kernel_size != (1, 1) and self.dilation == (1, 1)
-        return whole and self.padding == (0, 0) and self.groups == 1
-
-    @property
-    def takes_first(self) -> bool:
-        """Whether scales learn by `FirstConv` where the input needs no gradient."""
-        plain = self.groups == 1 and self.padding_mode == "zeros" and not isinstance(self.padding, str)
-        quantizer: object = self.input_quantizer  # or what an export has put in its place, which learns nothing
-        return plain and isinstance(quantizer, Quantizer) and quantizer.enabled
-
-    def _first(self, x: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
-        inputs = self.input_quantizer.linearise(x, scale, zero)
-        weight = self.weight_quantizer(self.weight)
-        return FirstConv.apply(*inputs, scale, zero, weight, self.bias, self.stride, self.padding, self.dilation)
-
-    def _of_patches(self, x: Tensor) -> Tensor:
-        """The same by a product of matrices, which differs in the order of its sums.
-
-        The input's scale needs the gradient of the input, which a float network does not compute for its image, and a
-        convolution with such strides is slow at it: 5.6 of the 95 ms that a step of a ViT-tiny took (measured).
-        """
-        (i, j), (n, c) = self.kernel_size, x.shape[:2]
-        rows, columns = x.shape[2] // i, x.shape[3] // j
-        x = self.input_quantizer(x)[..., : rows * i, : columns * j]
-        patches = x.reshape(n, c, rows, i, columns, j).permute(0, 2, 4, 1, 3, 5).reshape(n, rows, columns, c * i * j)
-        out = F.linear(patches, self.weight_quantizer(self.weight).flatten(1), self.bias)
-        return out.permute(0, 3, 1, 2)
+        product = patches.pays(self, x)
+        if not product and (lines := first.linearised(self, x, self.input_quantizer)) is not None:
+            return first.convolve(self, lines, self.weight_quantizer(self.weight))
+        x, weight = self.input_quantizer(x), self.weight_quantizer(self.weight)
+        return patches.convolve(self, x, weight) if product else self._conv_forward(x, weight, self.bias)
 
     @classmethod
     def from_float(cls, conv: nn.Conv2d) -> QuantConv2d:

@@ -68,39 +68,3 @@ def test_a_layer_without_bias_stays_without(layer: nn.Module) -> None:
     kind = QuantConv2d if isinstance(layer, nn.Conv2d) else QuantLinear
     made = kind.from_float(layer.eval())  # type: ignore[arg-type]
     assert made.bias is None and made.weight is layer.weight and not made.training
-
-
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("size", [8, 11])
-def test_patches_that_do_not_overlap_are_multiplied_in_a_compiled_graph(layout: torch.memory_format, size: int) -> None:
-    """The same as the convolution, with all gradients, and what does not fill a patch is left out as there."""
-    torch.manual_seed(0)
-    layer = QuantConv2d.from_float(nn.Conv2d(3, 6, 4, stride=4)).quantize(WEIGHTS, INPUTS)
-    layer.weight_quantizer.start(layer.weight)
-    layer.input_quantizer.start(torch.randn(4, 50))
-    x, outcomes = torch.randn(2, 3, size, size).contiguous(memory_format=layout), list[list[torch.Tensor]]()
-    compiled = torch.compile(layer.forward, backend="eager", fullgraph=True)
-    for run in (layer, compiled):
-        image = x.clone().requires_grad_()
-        out = run(image)
-        layer.zero_grad()
-        (out * torch.linspace(-1, 1, out.numel()).view(out.shape)).sum().backward()
-        grads = [p.grad.clone() for p in layer.parameters() if p.grad is not None]
-        outcomes.append([out.detach(), image.grad, *grads])
-    assert layer.takes_patches and len(outcomes[0]) == len(outcomes[1]) == 2 + len(list(layer.parameters()))
-    for one, two in zip(*outcomes, strict=True):
-        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize(
-    "conv",
-    [
-        nn.Conv2d(4, 4, 3, stride=1),
-        nn.Conv2d(4, 4, 2, stride=2, padding=1),
-        nn.Conv2d(4, 4, 2, stride=2, groups=2),
-        nn.Conv2d(4, 4, 2, stride=2, dilation=2),
-        nn.Conv2d(4, 4, 1),
-    ],
-)
-def test_other_convolutions_stay_what_they_are(conv: nn.Conv2d) -> None:
-    assert not QuantConv2d.from_float(conv).takes_patches
