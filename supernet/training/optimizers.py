@@ -7,6 +7,7 @@ it a gradient.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -57,16 +58,19 @@ class LazyAdam(torch.optim.Optimizer):
         used = grad.nonzero().view(-1)  # few of many: the choices that were drawn
         moments = ([self.state[p][name].view(-1) for p in live] for name in ("mean", "square", "count"))
         kept = [(parts, _joined(parts)) for parts in ([p.detach().view(-1) for p in live], *moments)]
-        grad, (value, mean, square, count) = grad[used], [whole[used] for _, whole in kept]
+        grad, (value, mean, square, count) = grad.take(used), [whole.take(used) for _, whole in kept]
         slope = grad * value if group["relative"] else grad
         fast, slow = group["betas"]
         mean = fast * mean + (1 - fast) * slope
         square = slow * square + (1 - slow) * slope.square()
         count = count + 1
-        move = group["lr"] * (mean / (1 - fast**count)) / ((square / (1 - slow**count)).sqrt() + group["eps"])
+        fast, slow = (
+            torch.exp(count * math.log(beta)) if beta else 0.0 for beta in (fast, slow)
+        )  # their powers, sooner
+        move = group["lr"] * (mean / (1 - fast)) / ((square / (1 - slow)).sqrt() + group["eps"])
         value = value * torch.exp(-move) if group["relative"] else value - move
         for (parts, whole), fresh in zip(kept, (value, mean, square, count), strict=True):
-            whole.index_copy_(0, used, fresh)
+            whole.scatter_(0, used, fresh)
             if len(parts) > 1:
                 for part, now in zip(parts, whole.split([p.numel() for p in parts]), strict=True):
                     part.copy_(now)
