@@ -53,6 +53,8 @@ WARM_UP = 3
 
 
 LEVEL = "session.qdq_matmulnbits_accuracy_level"
+WIDE = "session.x64quantprecision"
+"""Products of uint8 and int8 that do not saturate on processors without VNNI: int8 weights become uint8 on loading."""
 REQUANTIZING = "MatMulNBits"
 """The kernel whose input onnxruntime quantizes once more by default, unasked; at accuracy level 0 it does not."""
 
@@ -65,7 +67,8 @@ def session(
     Args:
         model: the file.
         threads: of the session.
-        exact: products with packed weights at accuracy level 0; False: as onnxruntime has it by default (4).
+        exact: products with packed weights at accuracy level 0, and sums of bytes that do not saturate on processors
+            without VNNI; False: as onnxruntime has it by default (level 4, sums of two products in an int16 there).
 
     Raises:
         VerificationError: onnxruntime does not load the model.
@@ -75,6 +78,7 @@ def session(
     options.log_severity_level = 4
     if exact:
         options.add_session_config_entry(LEVEL, "0")
+        options.add_session_config_entry(WIDE, "1")
     with tempfile.TemporaryDirectory() as folder:
         options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
         with _refusals():
